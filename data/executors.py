@@ -1,0 +1,100 @@
+"""Where parts run: in this process, or on Dask workers. The functions they run know nothing of either."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from data.errors import UserError
+from data.settings import ClusterSettings
+
+T = TypeVar("T")
+
+
+class WorkerDied(RuntimeError):
+    """The process that ran a task disappeared."""
+
+
+class Executor(Protocol):
+    def run(self, name: str, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], labels: Sequence[T]) -> Iterator[tuple[T, Any]]:
+        """Call `function(*args)` for each entry of `calls`; yield (label, result or exception) in order of completion."""
+        ...
+
+
+class InProcess:
+    """One call after another, here. For cheap stages, tests and debugging."""
+
+    def run(self, name: str, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], labels: Sequence[T]) -> Iterator[tuple[T, Any]]:
+        for label, args in zip(labels, calls, strict=True):
+            try:
+                outcome = function(*args)
+            except Exception as error:
+                outcome = error
+            yield label, outcome
+
+
+class OnDask:
+    """A Dask client. At most one call a thread is in flight, so that a dying worker takes only the part it was making with it."""
+
+    def __init__(self, client: Any) -> None:
+        self.client = client
+
+    def run(self, name: str, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], labels: Sequence[T]) -> Iterator[tuple[T, Any]]:
+        from distributed import as_completed
+
+        todo = list(zip(labels, calls, strict=True))[::-1]
+        running: dict[Any, T] = {}
+        completed = as_completed(with_results=False)
+        threads = max(1, sum(self.client.nthreads().values()))
+
+        def submit() -> None:
+            label, args = todo.pop()
+            future = self.client.submit(function, *args, pure=False, retries=0)
+            running[future] = label
+            completed.add(future)
+
+        while todo and len(running) < threads:
+            submit()
+        for future in completed:
+            label = running.pop(future)
+            yield label, self._outcome(future)
+            future.release()
+            if todo:
+                submit()
+
+    def _outcome(self, future: Any) -> Any:
+        from distributed import KilledWorker
+
+        error = future.exception()
+        if error is None:
+            return future.result()
+        return WorkerDied(str(error)) if isinstance(error, KilledWorker) else error
+
+
+@contextmanager
+def open_executor(settings: ClusterSettings, scratch: Path) -> Iterator[Executor]:
+    """An executor for the settings: in this process (`workers = 0`), a local cluster of single-threaded worker processes, or a
+    running scheduler. Workers' scratch lies in `scratch`."""
+    if settings.address is None and settings.workers == 0:
+        yield InProcess()
+        return
+    import dask
+    from distributed import Client, LocalCluster
+
+    # A worker's death is ours to judge (see runner.MAX_DEATHS), so the scheduler reports the first one.
+    with dask.config.set({"distributed.scheduler.allowed-failures": 0, "distributed.worker.daemon": True}):
+        if settings.address is not None:
+            try:
+                client = Client(settings.address, timeout="10s")
+            except (OSError, ValueError, TimeoutError) as error:
+                raise UserError(f"cluster.address: no Dask scheduler answers at {settings.address}: {error}") from None
+            with client:
+                yield OnDask(client)
+            return
+        scratch.mkdir(parents=True, exist_ok=True)
+        cluster = LocalCluster(
+            n_workers=settings.workers, threads_per_worker=1, processes=True, memory_limit=settings.memory_limit,
+            dashboard_address=None, local_directory=str(scratch), silence_logs=40,
+        )  # fmt: skip
+        with cluster, Client(cluster) as client:
+            yield OnDask(client)

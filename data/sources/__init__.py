@@ -1,0 +1,1 @@
+"""Where candidate image-text pairs come from."""

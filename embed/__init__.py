@@ -1,0 +1,1 @@
+"""CLIP: format, loading, identity; the frozen encoder; the Parquet embedding cache; scores."""

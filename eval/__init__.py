@@ -1,0 +1,1 @@
+"""Systems to samples to features to statistics to metrics to the report."""

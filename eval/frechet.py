@@ -1,0 +1,143 @@
+"""Frechet distance between Gaussians fitted to two sets of features: float64, symmetric, never an imaginary part.
+
+    FD = |mu_1 - mu_2|^2 + tr S_1 + tr S_2 - 2 tr (S_1 S_2)^(1/2)
+
+With any factor F F^T = S the last trace is the nuclear norm of F_1^T F_2. So one formula serves both routes: with fewer
+samples than dimensions the centred samples themselves are an exact low-rank factor; otherwise the covariance's eigenvectors are.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from data.errors import UserError
+
+Floats = NDArray[np.float64]
+ENOUGH_SAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Count, mean (d,) and scatter `m2` = sum of (x - mean)(x - mean)^T (d, d). Merging is exact and in any order."""
+
+    n: int
+    mean: Floats
+    m2: Floats
+
+    @classmethod
+    def of(cls, features: ArrayLike) -> "Moments":
+        """features (n, d), n >= 1, any float type."""
+        x = _matrix(features)
+        mean = x.mean(axis=0)
+        return cls(len(x), mean, (x - mean).T @ (x - mean))
+
+    def merge(self, other: "Moments") -> "Moments":
+        """Moments of the union of two disjoint sets (Chan, Golub and LeVeque 1979)."""
+        n = self.n + other.n
+        delta = other.mean - self.mean
+        m2 = self.m2 + other.m2 + np.outer(delta, delta) * (self.n * other.n / n)
+        return Moments(n, self.mean + delta * (other.n / n), m2)
+
+    @property
+    def covariance(self) -> Floats:
+        """Unbiased (n - 1), as in every published FID."""
+        return self.m2 / (self.n - 1)
+
+
+def merge_all(parts: Sequence[Moments]) -> Moments:
+    return reduce(Moments.merge, parts)
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Mean (d,) and a factor (d, r) of the covariance."""
+
+    mean: Floats
+    factor: Floats
+
+    @classmethod
+    def fit(cls, features: ArrayLike) -> "Gaussian":
+        """features (n, d). Raises UserError for fewer than two samples or values that are not finite."""
+        x = _matrix(features)
+        if len(x) < 2:
+            raise UserError(f"a Frechet distance needs at least 2 images a side, got {len(x)}")
+        if len(x) <= x.shape[1]:
+            mean = x.mean(axis=0)
+            return cls(mean, (x - mean).T / np.sqrt(len(x) - 1))
+        return cls.of_moments(Moments.of(x))
+
+    @classmethod
+    def of_moments(cls, moments: Moments) -> "Gaussian":
+        return cls.of_covariance(moments.mean, moments.covariance)
+
+    @classmethod
+    def of_covariance(cls, mean: ArrayLike, covariance: ArrayLike) -> "Gaussian":
+        """Rounding may leave a covariance's eigenvalues a little below zero; they count as zero."""
+        values, vectors = np.linalg.eigh(np.asarray(covariance, dtype=np.float64))
+        return cls(np.asarray(mean, dtype=np.float64), vectors * np.sqrt(np.clip(values, 0, None)))
+
+    @property
+    def variance(self) -> float:
+        """tr S."""
+        return float(np.sum(self.factor**2))
+
+
+def frechet_distance(a: Gaussian, b: Gaussian) -> float:
+    """The raw value: rounding may leave it slightly below 0 for equal Gaussians (a report clamps it)."""
+    if a.mean.shape != b.mean.shape:
+        raise UserError(f"features of {a.mean.shape[0]} and {b.mean.shape[0]} dimensions cannot be compared")
+    cross = np.linalg.svd(a.factor.T @ b.factor, compute_uv=False).sum()
+    return float(np.sum((a.mean - b.mean) ** 2) + a.variance + b.variance - 2 * cross)
+
+
+def frechet_draws(features: ArrayLike, groups: NDArray[np.intp], weights: NDArray[np.int64], reference: Gaussian) -> Floats:
+    """Distances (draws,) of resampled features (n, d) to a fixed reference, which is factored once.
+
+    `groups` (n,) is each sample's caption, `weights` (draws, captions) how often each caption was drawn. The reference's
+    own sampling is not part of the spread. Cost: one k x k eigvalsh a draw, k = min(n, rank of the reference).
+    """
+    x = _matrix(features) - reference.mean
+    z = x @ reference.factor
+    if z.shape[1] > len(z):
+        # The resampled covariance lives in the row space of z: turn it to as few coordinates as there are samples.
+        z = np.linalg.qr(z.T, mode="r").T
+    squares = np.sum(x**2, axis=1)
+    draws = np.empty(len(weights))
+    for i, weight in enumerate(weights):
+        w = weight[groups].astype(np.float64)
+        n = w.sum()
+        mean, mean_z = w @ x / n, w @ z / n
+        variance = (w @ squares - n * mean @ mean) / (n - 1)
+        scatter = (z * w[:, None]).T @ z - n * np.outer(mean_z, mean_z)
+        draws[i] = mean @ mean + variance + reference.variance - 2 * _trace_sqrt(scatter / (n - 1))
+    return draws
+
+
+def small_n_warning(n: int, m: int, d: int) -> str | None:
+    """Names the upward bias of a distance from `n` images to `m` references in `d` dimensions; None when both are plenty."""
+    smallest, enough = min(n, m), max(ENOUGH_SAMPLES, 10 * d)
+    if smallest >= enough:
+        return None
+    return (
+        f"biased upward: {n} images against {m} references in {d} dimensions (below {enough}); "
+        "compare only with distances at the same n and references"
+    )
+
+
+def _trace_sqrt(covariance: Floats) -> float:
+    """tr S^(1/2) of a PSD matrix. Eigenvalues within rounding of zero count as zero, else their roots would add up."""
+    values = np.linalg.eigvalsh(covariance)
+    floor = max(values[-1], 0.0) * len(values) * np.finfo(np.float64).eps
+    return float(np.sqrt(values[values > floor]).sum())
+
+
+def _matrix(features: ArrayLike) -> Floats:
+    x = np.asarray(features, dtype=np.float64)
+    if x.ndim != 2 or not len(x):
+        raise UserError(f"features must be a matrix (n, d) with n >= 1, got shape {x.shape}")
+    if not np.isfinite(x).all():
+        raise UserError(f"features hold {int((~np.isfinite(x)).sum())} values that are not finite; the extractor is broken")
+    return x

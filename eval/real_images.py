@@ -1,0 +1,75 @@
+"""Real images and captions as evaluation uses them: by split, in a seeded order, at the decoder's resolution."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from data.artifacts import Artifact, fingerprint
+from data.progress import progress
+from data.shards import ShardReader
+from eval.image_sets import ImageSet
+from training.batches import to_side
+
+HELD_OUT = ("test", "val")
+
+
+class RealImages:
+    """Samples of a dataset that have at least one pair kept by a view."""
+
+    def __init__(self, dataset: Artifact, view: Artifact) -> None:
+        self.reader = ShardReader(dataset)
+        self.digest = fingerprint([dataset.digest(), view.require("make dataset").digest()])
+        self.captions = _kept_captions(view)
+        self.meta: dict[str, dict[str, Any]] = {}
+        self.splits: dict[str, list[str]] = {"train": [], "val": [], "test": []}
+        for key in self.reader.keys():
+            if key in self.captions:
+                self.meta[key] = self.reader.meta(key)
+                self.splits.setdefault(self.meta[key]["split"], []).append(key)
+
+    @property
+    def has_attributes(self) -> bool:
+        """Does the dataset know what its images show (the synthetic world does)?"""
+        return any(meta.get("attributes") for meta in self.meta.values())
+
+    def held_out(self, seed: int, purpose: str) -> list[str]:
+        """Keys of the test split, then of the validation split, each in a seeded order."""
+        return [key for split in HELD_OUT for key in ranked(self.splits[split], seed, purpose)]
+
+    def train(self, seed: int, purpose: str) -> list[str]:
+        """Keys of the training split in a seeded order."""
+        return ranked(self.splits["train"], seed, purpose)
+
+    def pixels(self, keys: Sequence[str], side: int) -> NDArray[np.uint8]:
+        """uint8 (n, side, side, 3), reduced exactly as the decoder's training pixels are."""
+        images = np.empty((len(keys), side, side, 3), dtype=np.uint8)
+        with progress("reading real images", len(keys), "images") as bar:
+            for i, key in enumerate(keys):
+                images[i] = to_side(self.reader.image(key), side)
+                bar.advance()
+        return images
+
+    def image_set(self, name: str, keys: Sequence[str], side: int) -> ImageSet:
+        """A set for feature extraction; each image is its own group."""
+        digest = fingerprint([self.digest, list(keys), side, "to_side"])
+        return ImageSet(name, digest, list(keys), list(keys), lambda: self.pixels(keys, side))
+
+
+def ranked(keys: Sequence[str], seed: int, purpose: str) -> list[str]:
+    """Keys in an order that depends on each key, the seed and the purpose alone: a larger set extends a smaller one."""
+    return sorted(keys, key=lambda key: hashlib.sha256(f"{seed}/{purpose}/{key}".encode()).digest())
+
+
+def _kept_captions(view: Artifact) -> dict[str, list[int]]:
+    """key -> ascending indices of the captions that the view keeps."""
+    kept: dict[str, list[int]] = {}
+    for receipt in view.receipts():
+        table = pq.read_table(view.folder / f"{receipt.name}.parquet", columns=["key", "caption_index", "keep"])
+        for key, index, keep in zip(*(table[name].to_pylist() for name in table.column_names), strict=True):
+            if keep:
+                kept.setdefault(key, []).append(index)
+    return {key: sorted(indices) for key, indices in kept.items()}

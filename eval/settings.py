@@ -1,0 +1,73 @@
+"""What a config may say about evaluation."""
+
+from typing import ClassVar
+
+from pydantic import Field, model_validator
+
+from data.config import Section, Settings
+
+
+class PromptSetSettings(Settings):
+    """Held-out captions and how many images each system makes for one. Where the dataset knows its attributes, captions of
+    one object must name all of `must_name`, and `two_object` of the captions are of two objects (no such rule elsewhere)."""
+
+    captions: int = Field(ge=1)
+    samples: int = Field(ge=1, le=99)
+    two_object: int = Field(default=0, ge=0)
+    must_name: tuple[str, ...] = ("colour", "background")
+
+    @model_validator(mode="after")
+    def _two_object_within(self) -> "PromptSetSettings":
+        if self.two_object > self.captions:
+            raise ValueError(f"two_object must not exceed captions = {self.captions}, got {self.two_object}")
+        return self
+
+
+class AttributeSettings(Settings):
+    """The attribute classifier: real training scenes, AdamW steps, and held-out scenes for its own accuracy."""
+
+    scenes: int = Field(default=10_000, ge=1)
+    held_out: int = Field(default=500, ge=1)
+    steps: int = Field(default=700, ge=1)
+    batch: int = Field(default=128, ge=1)
+    lr: float = Field(default=2e-3, gt=0)
+    width: int = Field(default=32, ge=4)
+
+
+class InceptionSettings(Settings):
+    """StyleGAN2-ADA's TorchScript Inception (`inception-2015-12-05.pt`), which clean-fid uses, and its sha256."""
+
+    path: str
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class EvalSettings(Section):
+    """Prompt sets, guidance scales and statistics. `captions` is measured at every scale of `guidance`; `grids` is drawn at
+    `grid_guidance`. `steps` are the decoder's, `prior_steps` the prior's, which is drawn `prior_candidates` times and kept
+    by its dot product with the caption (paper, section 2.2). `reference_images` real images, none of them a prompt's own,
+    are the reference of the Frechet distances. `label` is a sentence at the head of the report, e.g. that numbers mean
+    nothing."""
+
+    section: ClassVar[str] = "eval"
+    owns: ClassVar[tuple[str, ...]] = ("prompts", "samples", "eval")
+    volatile: ClassVar[tuple[str, ...]] = ("label",)
+    captions: PromptSetSettings = PromptSetSettings(captions=340, samples=2, two_object=20)
+    grids: PromptSetSettings = PromptSetSettings(captions=20, samples=16, two_object=4)
+    guidance: tuple[float, ...] = (1.0, 2.0, 4.0)
+    grid_guidance: float = Field(default=2.0, ge=0)
+    prior_guidance: float = Field(default=1.0, ge=0)
+    prior_candidates: int = Field(default=2, ge=1)
+    prior_steps: int = Field(default=25, ge=1)
+    steps: int = Field(default=25, ge=1)
+    batch: int = Field(default=64, ge=1)
+    reference_images: int = Field(default=2000, ge=2)
+    bootstrap_draws: int = Field(default=1000, ge=100)
+    attributes: AttributeSettings = AttributeSettings()
+    inception: InceptionSettings | None = None
+    label: str = ""
+
+    @model_validator(mode="after")
+    def _scales_are_usable(self) -> "EvalSettings":
+        if not self.guidance or list(self.guidance) != sorted(set(self.guidance)) or self.guidance[0] < 0:
+            raise ValueError(f"guidance must be a rising list of scales >= 0, e.g. [1.0, 2.0, 4.0], got {list(self.guidance)}")
+        return self

@@ -1,0 +1,1 @@
+"""Human preference studies: study, assignment, store, statistics."""

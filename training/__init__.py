@@ -1,0 +1,1 @@
+"""Networks, diffusion process, samplers, trainers, checkpoints."""

@@ -1,0 +1,245 @@
+"""What a config may say about training: CLIP, the prior, the decoder and the GLIDE baseline.
+
+`preset` names a row of numbers (`paper` is Table 3 of arXiv 2204.06125); every key may still be set by itself.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from data.config import Section, Settings
+
+PositiveInt = Annotated[int, Field(ge=1)]
+# A model that merges a preset validates plain objects, where strictness would refuse TOML's arrays for tuples.
+Integers = Annotated[tuple[PositiveInt, ...], BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)]
+Floats = Annotated[tuple[float, ...], BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)]
+
+
+class OptimiserSettings(Settings):
+    """AdamW with linear warm-up, then constant or cosine to `final_lr * lr`; EMA of the weights (its decay warms up too).
+
+    `batch` samples make one update, taken in `accumulation` slices; `validate_every` 0 validates after the last step only.
+    """
+
+    steps: int = Field(default=500, ge=1)
+    batch: int = Field(default=64, ge=1)
+    accumulation: int = Field(default=1, ge=1)
+    lr: float = Field(default=1e-3, gt=0)
+    warmup: int = Field(default=50, ge=0)
+    schedule: Literal["constant", "cosine"] = "cosine"
+    final_lr: float = Field(default=0.02, ge=0, le=1)
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.99, ge=0, lt=1)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    clip_norm: float = Field(default=1.0, gt=0)
+    ema: float = Field(default=0.995, ge=0, lt=1)
+    precision: Literal["bf16", "fp32"] = "bf16"
+    log_every: int = Field(default=25, ge=1)
+    validate_every: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _slices_are_whole(self) -> "OptimiserSettings":
+        if self.batch % self.accumulation:
+            raise ValueError(f"batch must be a multiple of accumulation, got {self.batch} and {self.accumulation}")
+        return self
+
+
+class DiffusionSettings(Settings):
+    """The noise process: T steps, schedule of alpha-bar, and what the network predicts."""
+
+    steps: int = Field(default=1000, ge=2)
+    schedule: Literal["cosine", "linear"] = "cosine"
+    prediction: Literal["eps", "x0", "v"] = "v"
+
+
+class PriorArchitecture(Settings):
+    """diffusers' PriorTransformer: one causal transformer over caption tokens, z_t, timestep, noised z_i and a final query."""
+
+    width: int = Field(default=160, ge=8)
+    depth: int = Field(default=4, ge=1)
+    heads: int = Field(default=4, ge=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> "PriorArchitecture":
+        if self.width % (2 * self.heads):
+            raise ValueError(f"width must be a multiple of 2 * heads, got {self.width} and {self.heads}")
+        return self
+
+
+class TextEncoderSettings(Settings):
+    """GLIDE's text transformer over token ids; its width is also the decoder's context width."""
+
+    width: int = Field(default=96, ge=8)
+    depth: int = Field(default=2, ge=1)
+    heads: int = Field(default=4, ge=1)
+
+
+class DecoderArchitecture(Settings):
+    """diffusers' UNet2DConditionModel in the GLIDE / Karlo layout. Level i has `channels[i]` channels at `side / 2**i` pixels;
+    every level but the first attends (self and context)."""
+
+    side: int = Field(default=16, ge=4)
+    channels: Integers = (32, 64, 128)
+    depth: int = Field(default=1, ge=1)
+    head_channels: int = Field(default=64, ge=4)
+    norm_groups: int = Field(default=8, ge=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    text: TextEncoderSettings = TextEncoderSettings()
+
+    @model_validator(mode="after")
+    def _fits(self) -> "DecoderArchitecture":
+        if len(self.channels) < 2 or self.side % 2 ** (len(self.channels) - 1):
+            raise ValueError(f"channels needs two or more levels that halve side = {self.side} evenly, got {list(self.channels)}")
+        if any(c % self.norm_groups for c in self.channels):
+            raise ValueError(f"every entry of channels must be a multiple of norm_groups = {self.norm_groups}, got {list(self.channels)}")
+        if any(c % self.head_channels for c in self.channels[1:]):
+            raise ValueError(
+                f"channels beyond the first must be multiples of head_channels = {self.head_channels}, got {list(self.channels)}"
+            )
+        return self
+
+
+class ClipArchitecture(Settings):
+    """An open_clip `CLIP`. With `patch` a ViT of `depth` blocks; without, a ModifiedResNet of `layers` bottlenecks a stage."""
+
+    embed_dim: int = Field(default=128, ge=8)
+    image_size: int = Field(default=32, ge=8)
+    width: int = Field(default=24, ge=8)
+    layers: Integers = (1, 1, 1, 1)
+    patch: int | None = Field(default=None, ge=1)
+    depth: int = Field(default=3, ge=1)
+    head_width: int = Field(default=64, ge=8)
+    context_length: int = Field(default=28, ge=4)
+    text_width: int = Field(default=128, ge=8)
+    text_heads: int = Field(default=4, ge=1)
+    text_layers: int = Field(default=2, ge=1)
+
+
+_CLIP_DEFAULTS: dict[str, Any] = {
+    "optimiser": {"steps": 400, "batch": 128, "lr": 2e-3, "beta2": 0.98, "weight_decay": 0.05, "ema": 0.9},
+}
+
+_PRIOR_PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": {"optimiser": {"steps": 500, "batch": 128, "lr": 1e-3}},
+    "small": {
+        "architecture": {"width": 512, "depth": 8, "heads": 8},
+        "optimiser": {
+            "steps": 100_000, "batch": 1024, "lr": 1.1e-4, "warmup": 1000, "beta2": 0.96, "eps": 1e-6, "weight_decay": 6e-2,
+            "ema": 0.9999, "log_every": 100, "validate_every": 5000,
+        },
+    },
+    "paper": {
+        "architecture": {"width": 2048, "depth": 24, "heads": 32},
+        "optimiser": {
+            "steps": 600_000, "batch": 4096, "lr": 1.1e-4, "warmup": 1000, "schedule": "constant", "beta2": 0.96, "eps": 1e-6,
+            "weight_decay": 6e-2, "ema": 0.9999, "log_every": 100, "validate_every": 10_000,
+        },
+    },
+}  # fmt: skip
+
+_DECODER_PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": {"optimiser": {"steps": 1500, "batch": 32, "lr": 1e-3}},
+    "small": {
+        "architecture": {
+            "side": 64, "channels": (128, 256, 384, 512), "depth": 2, "norm_groups": 32,
+            "text": {"width": 512, "depth": 8, "heads": 8},
+        },
+        "optimiser": {
+            "steps": 200_000, "batch": 256, "lr": 1.2e-4, "warmup": 1000, "beta2": 0.999, "weight_decay": 0.01,
+            "ema": 0.9999, "log_every": 100, "validate_every": 10_000,
+        },
+    },
+    "paper": {
+        "diffusion": {"prediction": "eps"},
+        "architecture": {
+            "side": 64, "channels": (512, 1024, 1536, 2048), "depth": 3, "norm_groups": 32, "dropout": 0.1,
+            "text": {"width": 2048, "depth": 24, "heads": 32},
+        },
+        "optimiser": {
+            "steps": 800_000, "batch": 2048, "lr": 1.2e-4, "warmup": 1000, "schedule": "constant", "beta2": 0.999,
+            "weight_decay": 0.0, "ema": 0.9999, "log_every": 100, "validate_every": 20_000,
+        },
+    },
+}  # fmt: skip
+
+
+class TrainingSection(Section):
+    """What the three sections share. `checkpoint_seconds` is the time that a kill can cost."""
+
+    volatile: ClassVar[tuple[str, ...]] = ("checkpoint_seconds",)
+    optimiser: OptimiserSettings = OptimiserSettings()
+    checkpoint_seconds: float = Field(default=30.0, gt=0)
+    validation_samples: int = Field(default=256, ge=2)
+
+    def shaping(self) -> dict[str, Any]:
+        """The settings that decide the weights, as JSON types."""
+        return self.model_dump(mode="json", exclude=set(self.volatile))
+
+
+class ClipTrainingSettings(TrainingSection):
+    """CLIP from scratch on the view `base` (only where `clip.source = "run"`)."""
+
+    section: ClassVar[str] = "clip_training"
+    owns: ClassVar[tuple[str, ...]] = ("clip",)
+    architecture: ClipArchitecture = ClipArchitecture()
+    validation_samples: int = Field(default=1000, ge=2)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_defaults(cls, given: Any) -> Any:
+        return _merged(_CLIP_DEFAULTS, given) if isinstance(given, Mapping) else given
+
+
+class PriorSettings(TrainingSection):
+    """The diffusion prior: caption and z_t -> z_i. Both conditions are dropped together with probability `drop`."""
+
+    section: ClassVar[str] = "prior"
+    owns: ClassVar[tuple[str, ...]] = ("models/prior",)
+    preset: Literal["tiny", "small", "paper"] = "tiny"
+    architecture: PriorArchitecture = PriorArchitecture()
+    diffusion: DiffusionSettings = DiffusionSettings(prediction="x0")
+    drop: float = Field(default=0.1, ge=0, le=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_preset(cls, given: Any) -> Any:
+        return _over_preset(_PRIOR_PRESETS, given, {"diffusion": {"prediction": "x0"}})
+
+
+class DecoderSettings(TrainingSection):
+    """The decoder and its GLIDE twin: same network, data and steps; GLIDE sees captions alone.
+
+    The decoder drops z_i and the caption independently (paper, section 2.1); GLIDE drops the caption with `drop_caption_glide`.
+    """
+
+    section: ClassVar[str] = "decoder"
+    owns: ClassVar[tuple[str, ...]] = ("models/decoder", "models/glide")
+    preset: Literal["tiny", "small", "paper"] = "tiny"
+    architecture: DecoderArchitecture = DecoderArchitecture()
+    diffusion: DiffusionSettings = DiffusionSettings()
+    drop_clip: float = Field(default=0.1, ge=0, le=1)
+    drop_caption: float = Field(default=0.5, ge=0, le=1)
+    drop_caption_glide: float = Field(default=0.2, ge=0, le=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_preset(cls, given: Any) -> Any:
+        return _over_preset(_DECODER_PRESETS, given, {})
+
+
+def _over_preset(presets: Mapping[str, Any], given: Any, always: dict[str, Any]) -> Any:
+    """`given` laid over its preset's row; what is not a table, or names no preset, is left to the model to refuse."""
+    if not isinstance(given, Mapping) or given.get("preset", "tiny") not in presets:
+        return given
+    return _merged(_merged(always, presets[given.get("preset", "tiny")]), given)
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        both_tables = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merged(merged[key], value) if both_tables else value
+    return merged
