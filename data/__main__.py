@@ -19,7 +19,9 @@ def build(config: Config, _: argparse.Namespace) -> None:
         artifact = build_dataset(run, executor)
     require_stored(artifact)
     counts = artifact.manifest()["counts"]
-    print(f"stored {counts['stored_samples']:,} of {counts['planned_samples']:,} samples ({counts['stored_pairs']:,} pairs) in {artifact.folder}")
+    print(
+        f"stored {counts['stored_samples']:,} of {counts['planned_samples']:,} samples ({counts['stored_pairs']:,} pairs) in {artifact.folder}"
+    )
 
 
 def view(config: Config, arguments: argparse.Namespace) -> None:
@@ -46,7 +48,9 @@ def verify(config: Config, _: argparse.Namespace) -> None:
     for problem in problems:
         print(problem, file=sys.stderr)
     if problems:
-        raise StageFailed(f"{len(problems)} problems; delete the damaged parts' receipts (parts/*.json) and run the stage again")
+        raise StageFailed(
+            f"{len(problems)} problems; delete the damaged parts' receipts (parts/*.json) and run the stage again"
+        )
 
 
 def status(config: Config, _: argparse.Namespace) -> None:

@@ -25,7 +25,9 @@ VOLATILE = "log"
 
 def canonical_json(value: Any) -> bytes:
     """The one byte form of a JSON value: sorted keys, no spaces, UTF-8, a newline at the end. NaN is refused."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    return (
+        json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    )
 
 
 def fingerprint(value: Any) -> str:
@@ -71,7 +73,9 @@ def publish_json(path: Path, value: Any) -> None:
 def raise_if_full(error: OSError, path: Path) -> None:
     """Turn a full disk into its one clear line; other errors pass."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        raise DiskFull(f"no space left while writing {path}; what is complete is kept: free some space and run the same command again") from error
+        raise DiskFull(
+            f"no space left while writing {path}; what is complete is kept: free some space and run the same command again"
+        ) from error
 
 
 def read_json(path: Path, what: str) -> Any:
@@ -201,7 +205,9 @@ class Artifact:
             known.add(f"parts/{receipt.name}.json")
             standing = self.standing(receipt.name)
             if standing is None or standing != receipt:
-                problems.append(f"{self.folder}/parts/{receipt.name}.json: receipt {'missing' if standing is None else 'differs from the manifest'}")
+                problems.append(
+                    f"{self.folder}/parts/{receipt.name}.json: receipt {'missing' if standing is None else 'differs from the manifest'}"
+                )
         for relative, facts in recorded.items():
             path = self.folder / relative
             if not path.is_file():

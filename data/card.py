@@ -18,7 +18,11 @@ def write_card(folder: Path, receipts: list[Receipt]) -> list[str]:
         table = pq.read_table(ledger_path(folder, receipt.name), columns=["license", "split", "reason"]).to_pylist()
         licences.update(row["license"] or "not stated by the source" for row in table if row["reason"] is None)
         splits.update(row["split"] for row in table if row["reason"] is None)
-    dropped = sorted((k.removeprefix("dropped_").removesuffix("_samples"), v) for k, v in counts.items() if k.startswith("dropped_") and k.endswith("_samples"))
+    dropped = sorted(
+        (k.removeprefix("dropped_").removesuffix("_samples"), v)
+        for k, v in counts.items()
+        if k.startswith("dropped_") and k.endswith("_samples")
+    )
     lines = [
         "# Dataset card", "",
         "Generated from the ledger; `plan.json` holds the settings, `ledger/` one row per candidate, `manifest.json` every digest.", "",

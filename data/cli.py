@@ -44,7 +44,9 @@ def front_door(room: str, description: str, commands: Sequence[Command], argv: S
         return 1
 
 
-def _parse(room: str, description: str, commands: Sequence[Command], argv: Sequence[str] | None) -> tuple[argparse.Namespace, Command]:
+def _parse(
+    room: str, description: str, commands: Sequence[Command], argv: Sequence[str] | None
+) -> tuple[argparse.Namespace, Command]:
     parser = _Parser(prog=f"python -m {room}", description=description)
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="command", parser_class=_Parser)
     for command in commands:

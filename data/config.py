@@ -110,7 +110,9 @@ def parse_config(tables: dict[str, Any], source: str) -> Config:
         except ValidationError as error:
             raise UserError(f"{source}: {_explain(error, name, model, name in tables)}") from None
         except TypeError as error:
-            raise UserError(f"{source}: [{name}] holds a value that is not a number, string, boolean or list: {error}") from None
+            raise UserError(
+                f"{source}: [{name}] holds a value that is not a number, string, boolean or list: {error}"
+            ) from None
     return Config(sections, source)
 
 

@@ -42,12 +42,19 @@ def build_dataset(run: Run, executor: Executor) -> Artifact:
     freeze_plan(folder, table)
     shaping = settings.model_dump(mode="json", exclude={"fetch", "folder"}) | {"seed": run.seed}
     with serving(settings) as source:
-        payload = {"source": source, "fetch": settings.fetch.model_dump(mode="json"), "image": settings.image.model_dump(mode="json"), "plan": str(folder)}
+        payload = {
+            "source": source,
+            "fetch": settings.fetch.model_dump(mode="json"),
+            "image": settings.image.model_dump(mode="json"),
+            "plan": str(folder),
+        }
         parts = []
         for shard in range(table["shard"][-1].as_py() + 1):
             rows = table.filter(pc.equal(table["shard"], shard))
             parts.append(PartSpec(f"{shard:05d}", {"plan": fingerprint(rows.to_pylist())}, {**payload, "shard": shard}))
-        return run_stage(Stage("dataset", STAGE_VERSION, folder, shaping, parts, make_shard, finish), executor, run.logs)
+        return run_stage(
+            Stage("dataset", STAGE_VERSION, folder, shaping, parts, make_shard, finish), executor, run.logs
+        )
 
 
 def candidates(settings: DatasetSettings, seed: int) -> Iterator[Candidate]:
@@ -91,7 +98,10 @@ def make_shard(spec: PartSpec, attempt: Path) -> dict[str, int]:
     by_key = {row["key"]: outcome for row, outcome in zip(wanted, outcomes, strict=True)}
     records = _write_shard(attempt / "shards" / f"{spec.name}.tar", rows, by_key, spool, image)
     _write_table(attempt / "ledger" / f"{spec.name}.parquet", records, LEDGER_SCHEMA)
-    log = [{"key": key, "attempts": o.log.get("attempts"), "detail": o.log.get("detail") or None} for key, o in by_key.items()]
+    log = [
+        {"key": key, "attempts": o.log.get("attempts"), "detail": o.log.get("detail") or None}
+        for key, o in by_key.items()
+    ]
     _write_table(attempt / "log" / f"{spec.name}.parquet", log, LOG_SCHEMA, seconds=time.perf_counter() - start)
     for path in (attempt / "scratch").iterdir():
         path.unlink()
@@ -113,7 +123,9 @@ def count(records: list[dict[str, Any]]) -> dict[str, int]:
     return counts
 
 
-def _write_shard(path: Path, rows: list[dict[str, Any]], outcomes: dict[str, Outcome], spool: Path, image: ImageSettings) -> list[dict[str, Any]]:
+def _write_shard(
+    path: Path, rows: list[dict[str, Any]], outcomes: dict[str, Outcome], spool: Path, image: ImageSettings
+) -> list[dict[str, Any]]:
     """Write the stored samples in order of key, and return one ledger record per planned row."""
     writer = ShardWriter(path)
     records = []
@@ -133,7 +145,9 @@ def _write_shard(path: Path, rows: list[dict[str, Any]], outcomes: dict[str, Out
 
 def _ledger_record(row: dict[str, Any], outcome: Outcome) -> dict[str, Any]:
     stored = outcome.image is not None
-    assert stored == (outcome.reason is None), f"{row['key']}: outcome {outcome} is neither stored nor dropped with a reason"
+    assert stored == (outcome.reason is None), (
+        f"{row['key']}: outcome {outcome} is neither stored nor dropped with a reason"
+    )
     return {
         "key": row["key"], "source_id": row["source_id"], "url": row["url"], "n_captions": len(row["captions"]), "split": row["split"],
         "reason": None if outcome.reason is None else str(outcome.reason), "http_status": outcome.http_status,
@@ -144,8 +158,15 @@ def _ledger_record(row: dict[str, Any], outcome: Outcome) -> dict[str, Any]:
 
 
 def _sample_json(row: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
-    known = {k: record[k] for k in ("original_width", "original_height", "width", "height", "original_sha256", "stored_sha256")}
-    carried = {k: row[k] for k in ("key", "source_id", "url", "captions", "split", "license", "source_page", "attribution") if row[k] is not None}
+    known = {
+        k: record[k]
+        for k in ("original_width", "original_height", "width", "height", "original_sha256", "stored_sha256")
+    }
+    carried = {
+        k: row[k]
+        for k in ("key", "source_id", "url", "captions", "split", "license", "source_page", "attribution")
+        if row[k] is not None
+    }
     attributes = {} if row["attributes"] is None else {"attributes": json.loads(row["attributes"])}
     return carried | known | attributes
 
@@ -168,6 +189,12 @@ def require_stored(artifact: Artifact) -> None:
     counts = artifact.manifest()["counts"]
     if counts.get("stored_samples", 0):
         return
-    dropped = {k.removeprefix("dropped_").removesuffix("_samples"): v for k, v in counts.items() if k.startswith("dropped_") and k.endswith("_samples")}
+    dropped = {
+        k.removeprefix("dropped_").removesuffix("_samples"): v
+        for k, v in counts.items()
+        if k.startswith("dropped_") and k.endswith("_samples")
+    }
     worst = max(dropped, key=lambda name: dropped[name])
-    raise UserError(f"no image was stored: {dropped[worst]} of {counts['planned_samples']} were dropped as {worst}; see `python -m data funnel`")
+    raise UserError(
+        f"no image was stored: {dropped[worst]} of {counts['planned_samples']} were dropped as {worst}; see `python -m data funnel`"
+    )

@@ -1,9 +1,9 @@
 """The error tree. Everything here is a mistake the user can mend: front doors print it as one line, without a traceback.
 
-    ToolkitError
-    |- UserError       wrong config, missing input, a refused mix: exit status 2
-    |- StageFailed     some parts of a stage could not be made, the others stand: exit status 1
-    `- DiskFull        no space left; what is complete stays complete: exit status 1
+ToolkitError
+|- UserError       wrong config, missing input, a refused mix: exit status 2
+|- StageFailed     some parts of a stage could not be made, the others stand: exit status 1
+`- DiskFull        no space left; what is complete stays complete: exit status 1
 """
 
 

@@ -1,5 +1,7 @@
 """Where parts run: in this process, or on Dask workers. The functions they run know nothing of either."""
 
+import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +18,9 @@ class WorkerDied(RuntimeError):
 
 
 class Executor(Protocol):
-    def run(self, name: str, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], labels: Sequence[T]) -> Iterator[tuple[T, Any]]:
+    def run(
+        self, name: str, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], labels: Sequence[T]
+    ) -> Iterator[tuple[T, Any]]:
         """Call `function(*args)` for each entry of `calls`; yield (label, result or exception) in order of completion."""
         ...
 
@@ -24,7 +28,9 @@ class Executor(Protocol):
 class InProcess:
     """One call after another, here. For cheap stages, tests and debugging."""
 
-    def run(self, name: str, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], labels: Sequence[T]) -> Iterator[tuple[T, Any]]:
+    def run(
+        self, name: str, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], labels: Sequence[T]
+    ) -> Iterator[tuple[T, Any]]:
         for label, args in zip(labels, calls, strict=True):
             try:
                 outcome = function(*args)
@@ -39,7 +45,9 @@ class OnDask:
     def __init__(self, client: Any) -> None:
         self.client = client
 
-    def run(self, name: str, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], labels: Sequence[T]) -> Iterator[tuple[T, Any]]:
+    def run(
+        self, name: str, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], labels: Sequence[T]
+    ) -> Iterator[tuple[T, Any]]:
         from distributed import as_completed
 
         todo = list(zip(labels, calls, strict=True))[::-1]
@@ -71,6 +79,26 @@ class OnDask:
         return WorkerDied(str(error)) if isinstance(error, KilledWorker) else error
 
 
+def _worker_log(folder: Path) -> Any:
+    """A plugin that sends a worker process's stderr (libtiff's complaints about a file, native crashes) to `logs/workers.log`,
+    also after a restart."""
+    from distributed import WorkerPlugin
+
+    class WorkerLog(WorkerPlugin):
+        name = "worker-log"
+
+        def __init__(self, path: str) -> None:
+            self.path = path
+
+        def setup(self, worker: Any) -> None:
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.dup2(descriptor, sys.stderr.fileno())
+            os.close(descriptor)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    return WorkerLog(str((folder / "workers.log").resolve()))
+
+
 @contextmanager
 def open_executor(settings: ClusterSettings, scratch: Path) -> Iterator[Executor]:
     """An executor for the settings: in this process (`workers = 0`), a local cluster of single-threaded worker processes, or a
@@ -97,4 +125,5 @@ def open_executor(settings: ClusterSettings, scratch: Path) -> Iterator[Executor
             dashboard_address=None, local_directory=str(scratch), silence_logs=40,
         )  # fmt: skip
         with cluster, Client(cluster) as client:
+            client.register_plugin(_worker_log(scratch.parent / "logs"))
             yield OnDask(client)

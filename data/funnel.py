@@ -25,7 +25,11 @@ def funnel_rows(run: Run) -> list[FunnelRow]:
     """From planned to the narrowest complete view. Each step's pairs add up to those before it."""
     counts = run.dataset.require("make dataset").manifest()["counts"]
     rows = [FunnelRow("planned", None, counts["planned_samples"], counts["planned_pairs"])]
-    reasons = sorted(k.removeprefix("dropped_").removesuffix("_samples") for k in counts if k.startswith("dropped_") and k.endswith("_samples"))
+    reasons = sorted(
+        k.removeprefix("dropped_").removesuffix("_samples")
+        for k in counts
+        if k.startswith("dropped_") and k.endswith("_samples")
+    )
     rows += [FunnelRow("download", r, counts[f"dropped_{r}_samples"], counts[f"dropped_{r}_pairs"]) for r in reasons]
     rows.append(FunnelRow("stored", None, counts["stored_samples"], counts["stored_pairs"]))
     before = rows[-1]
@@ -39,9 +43,18 @@ def funnel_rows(run: Run) -> list[FunnelRow]:
 def _view_rows(name: str, view: Artifact, before: FunnelRow) -> list[FunnelRow]:
     """A later view repeats the reasons of the one it narrows; only what it adds is shown."""
     counts = view.manifest()["counts"]
-    dropped = {k.removeprefix("dropped_").removesuffix("_pairs"): v for k, v in counts.items() if k.startswith("dropped_")}
+    dropped = {
+        k.removeprefix("dropped_").removesuffix("_pairs"): v for k, v in counts.items() if k.startswith("dropped_")
+    }
     if name != "base":
-        base = {"duplicate_image", "repeated_caption", "image_too_small", "aspect_too_large", "caption_too_short", "caption_too_long"}
+        base = {
+            "duplicate_image",
+            "repeated_caption",
+            "image_too_small",
+            "aspect_too_large",
+            "caption_too_short",
+            "caption_too_long",
+        }
         dropped = {reason: n for reason, n in dropped.items() if reason not in base}
     rows = [FunnelRow(f"view {name}", reason, None, n) for reason, n in sorted(dropped.items())]
     rows.append(FunnelRow(f"view {name}", None, counts["kept_samples"], counts["kept_pairs"]))
@@ -54,7 +67,9 @@ def funnel_text(rows: list[FunnelRow]) -> str:
     lines = [f"{'step':<14}{'reason':<28}{'samples':>12}{'pairs':>12}"]
     for row in rows:
         samples = "" if row.samples is None else f"{row.samples:,}"
-        lines.append(f"{row.step:<14}{'' if row.reason is None else '- ' + row.reason:<28}{samples:>12}{row.pairs:>12,}")
+        lines.append(
+            f"{row.step:<14}{'' if row.reason is None else '- ' + row.reason:<28}{samples:>12}{row.pairs:>12,}"
+        )
     return "\n".join(lines)
 
 

@@ -37,7 +37,9 @@ def plan_table(candidates: Iterable[Candidate], samples_per_shard: int, split: S
     rows, seen = [], set()
     for index, c in enumerate(candidates):
         if c.source_id in seen:
-            raise UserError(f"the source names the image {c.source_id!r} twice; each image is one candidate with all its captions")
+            raise UserError(
+                f"the source names the image {c.source_id!r} twice; each image is one candidate with all its captions"
+            )
         seen.add(c.source_id)
         rows.append(
             {

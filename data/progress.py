@@ -30,7 +30,10 @@ class Bar:
         elif time.monotonic() - self._printed > PLAIN_INTERVAL_S or self.done >= self.total:
             self._printed = time.monotonic()
             left = (self.total - self.done) * elapsed / max(self.done, 1)
-            print(f"{self.what}: {self.done}/{self.total} {self.unit}, {rate}, {left:.0f} s left {note}".rstrip(), flush=True)
+            print(
+                f"{self.what}: {self.done}/{self.total} {self.unit}, {rate}, {left:.0f} s left {note}".rstrip(),
+                flush=True,
+            )
 
 
 @contextmanager

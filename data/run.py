@@ -74,9 +74,16 @@ class Run:
         now = self.config.to_dict()
         for name in SECTIONS:
             model = section_model(name)
-            before, after = flatten(_shaping(saved.get(name, {}), model.volatile)), flatten(_shaping(now.get(name, {}), model.volatile))
+            before, after = (
+                flatten(_shaping(saved.get(name, {}), model.volatile)),
+                flatten(_shaping(now.get(name, {}), model.volatile)),
+            )
             changed = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
-            owned = [o for o in model.owns if any((self.folder / o).glob("**/plan.json"))] if name != "run" else self._existing()
+            owned = (
+                [o for o in model.owns if any((self.folder / o).glob("**/plan.json"))]
+                if name != "run"
+                else self._existing()
+            )
             if changed and owned:
                 key = changed[0]
                 raise UserError(

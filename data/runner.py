@@ -100,7 +100,9 @@ def _run_locked(stage: Stage, artifact: Artifact, executor: Executor, logs: Path
     return artifact
 
 
-def _make_parts(stage: Stage, missing: list[PartSpec], fingerprints: dict[str, str], executor: Executor, logs: Path | None) -> None:
+def _make_parts(
+    stage: Stage, missing: list[PartSpec], fingerprints: dict[str, str], executor: Executor, logs: Path | None
+) -> None:
     """Run the missing parts; those whose worker died run again, alone, until the third death."""
     deaths = {part.name: 0 for part in missing}
     failures: dict[str, str] = {}
@@ -111,7 +113,9 @@ def _make_parts(stage: Stage, missing: list[PartSpec], fingerprints: dict[str, s
             suspects = []
             for batch in batches:
                 tasks = [(part, fingerprints[part.name]) for part in batch]
-                for part, outcome in executor.run(stage.name, make_part, [(stage.folder, stage.make, *t) for t in tasks], batch):
+                for part, outcome in executor.run(
+                    stage.name, make_part, [(stage.folder, stage.make, *t) for t in tasks], batch
+                ):
                     _log(logs, stage.name, part.name, outcome)
                     if isinstance(outcome, WorkerDied):
                         deaths[part.name] += 1
@@ -127,7 +131,11 @@ def _make_parts(stage: Stage, missing: list[PartSpec], fingerprints: dict[str, s
                     elif isinstance(outcome, UserError):
                         raise outcome
                     elif isinstance(outcome, BaseException):
-                        failures[part.name] = str(outcome) if isinstance(outcome, ToolkitError) else f"{type(outcome).__name__}: {outcome}"
+                        failures[part.name] = (
+                            str(outcome)
+                            if isinstance(outcome, ToolkitError)
+                            else f"{type(outcome).__name__}: {outcome}"
+                        )
                     bar.advance()
             waiting, alone = suspects, True
     if failures:
@@ -168,7 +176,10 @@ def _publish_part(folder: Path, attempt: Path, part: PartSpec, fingerprint: str,
         fsync_path(target.parent)
         boundary(relative.split("/")[0] if "/" in relative else "part", part.name)
     boundary("receipt", part.name)
-    publish_json(folder / "parts" / f"{part.name}.json", Receipt(part.name, fingerprint, files, dict(sorted(counts.items()))).to_json())
+    publish_json(
+        folder / "parts" / f"{part.name}.json",
+        Receipt(part.name, fingerprint, files, dict(sorted(counts.items()))).to_json(),
+    )
 
 
 def _refuse_mixed_settings(artifact: Artifact, plan: Plan) -> None:
@@ -214,7 +225,10 @@ def _discard_stale(artifact: Artifact, fingerprints: Mapping[str, str]) -> None:
         temporary.unlink(missing_ok=True)
     for path in sorted((artifact.folder / "parts").glob("*.json")):
         receipt = Receipt.read(path)
-        whole = all((artifact.folder / f).is_file() and (artifact.folder / f).stat().st_size == facts["bytes"] for f, facts in receipt.files.items())
+        whole = all(
+            (artifact.folder / f).is_file() and (artifact.folder / f).stat().st_size == facts["bytes"]
+            for f, facts in receipt.files.items()
+        )
         if whole and fingerprints.get(receipt.name) == receipt.fingerprint:
             continue
         artifact.manifest_path.unlink(missing_ok=True)

@@ -37,7 +37,9 @@ def read_samples(artifact: Artifact) -> pa.Table:
     """The index of a complete samples artifact. Raises UserError for another schema or a file name that leaves the folder."""
     table = pq.read_table(artifact.folder / "index.parquet")
     if not table.schema.equals(SAMPLES_SCHEMA):
-        raise UserError(f"{artifact.folder}/index.parquet has columns {table.column_names}, expected {SAMPLES_SCHEMA.names}")
+        raise UserError(
+            f"{artifact.folder}/index.parquet has columns {table.column_names}, expected {SAMPLES_SCHEMA.names}"
+        )
     for file in table["file"].to_pylist():
         if Path(file).is_absolute() or ".." in Path(file).parts:
             raise UserError(f"{artifact.folder}/index.parquet names a file outside its folder: {file!r}")

@@ -101,7 +101,9 @@ class DatasetSettings(Section):
     def _one_source(self) -> "DatasetSettings":
         given = [name for name in ("scenes", "folder") if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(f"exactly one source is needed, [dataset.scenes] or [dataset.folder]; got {given or 'none'}")
+            raise ValueError(
+                f"exactly one source is needed, [dataset.scenes] or [dataset.folder]; got {given or 'none'}"
+            )
         return self
 
 

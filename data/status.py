@@ -49,12 +49,18 @@ def _status(run: Run, name: str, command: str) -> StageStatus:
     if incomplete:
         plan = incomplete[0].plan_json() or {"parts": []}
         done = sum(incomplete[0].standing(part["name"]) is not None for part in plan["parts"])
-        return StageStatus(name, "incomplete", f"{done} of {len(plan['parts'])} parts of {incomplete[0].folder}", command)
+        return StageStatus(
+            name, "incomplete", f"{done} of {len(plan['parts'])} parts of {incomplete[0].folder}", command
+        )
     why = next((w for a in artifacts if (w := _stale(run, name, a))), "")
     if why:
         return StageStatus(name, "stale", why, command)
     counts = artifacts[0].manifest()["counts"]
-    shown = ", ".join(f"{k} {v:,}" for k, v in counts.items() if not k.startswith("dropped")) if len(artifacts) == 1 else f"{len(artifacts)} artifacts"
+    shown = (
+        ", ".join(f"{k} {v:,}" for k, v in counts.items() if not k.startswith("dropped"))
+        if len(artifacts) == 1
+        else f"{len(artifacts)} artifacts"
+    )
     return StageStatus(name, "complete", shown, command)
 
 

@@ -20,7 +20,9 @@ from data.runner import Stage, run_stage
 from data.settings import BaseViewSettings, ScoreRule, ViewsSettings
 
 STAGE_VERSION = 1
-VIEW_SCHEMA = pa.schema([("key", pa.string()), ("caption_index", pa.int32()), ("keep", pa.bool_()), ("reason", pa.string())])
+VIEW_SCHEMA = pa.schema(
+    [("key", pa.string()), ("caption_index", pa.int32()), ("keep", pa.bool_()), ("reason", pa.string())]
+)
 # Of equal images the copy in the most protected split stays, so that no test image is trained on.
 SPLIT_RANK = {"test": 0, "val": 1, "train": 2}
 
@@ -29,16 +31,26 @@ def build_base_view(run: Run) -> Artifact:
     """The view `base`: size, aspect, caption length and exact duplicates, from ledger and plan alone."""
     settings = run.config[ViewsSettings].base
     dataset = run.dataset.require("make dataset")
-    duplicates = find_duplicates(read_ledger(dataset, columns=["key", "split", "reason", "stored_sha256"])) if settings.drop_duplicates else {}
+    duplicates = (
+        find_duplicates(read_ledger(dataset, columns=["key", "split", "reason", "stored_sha256"]))
+        if settings.drop_duplicates
+        else {}
+    )
     parts = []
     for receipt in dataset.receipts():
         ledger = receipt.files[f"ledger/{receipt.name}.parquet"]["sha256"]
         keys = set(pq.read_table(ledger_path(dataset.folder, receipt.name), columns=["key"])["key"].to_pylist())
         ours = sorted(keys & duplicates.keys())
         parts.append(
-            PartSpec(receipt.name, {"ledger": ledger, "duplicates": fingerprint(ours)}, {"dataset": str(dataset.folder), "duplicates": ours, **_dump(settings)})
+            PartSpec(
+                receipt.name,
+                {"ledger": ledger, "duplicates": fingerprint(ours)},
+                {"dataset": str(dataset.folder), "duplicates": ours, **_dump(settings)},
+            )
         )
-    stage = Stage("view-base", STAGE_VERSION, run.view("base").folder, settings.model_dump(mode="json"), parts, base_part)
+    stage = Stage(
+        "view-base", STAGE_VERSION, run.view("base").folder, settings.model_dump(mode="json"), parts, base_part
+    )
     return run_stage(stage, InProcess(), run.logs)
 
 
@@ -55,7 +67,9 @@ def build_train_view(run: Run) -> Artifact:
             inputs[name] = artifact.part_digest(standing) if standing else "missing"
         payload = {"base": str(base.folder), "scores": {n: str(a.folder) for n, a in scores.items()}, **_dump(settings)}
         parts.append(PartSpec(receipt.name, inputs, payload))
-    stage = Stage("view-train", STAGE_VERSION, run.view("train").folder, settings.model_dump(mode="json"), parts, train_part)
+    stage = Stage(
+        "view-train", STAGE_VERSION, run.view("train").folder, settings.model_dump(mode="json"), parts, train_part
+    )
     return run_stage(stage, InProcess(), run.logs)
 
 
@@ -73,7 +87,9 @@ def base_part(spec: PartSpec, attempt: Path) -> dict[str, int]:
     settings = BaseViewSettings(**spec.payload["settings"])
     folder = Path(spec.payload["dataset"])
     duplicates = set(spec.payload["duplicates"])
-    captions = {row["key"]: row["captions"] for row in read_plan(folder, int(spec.name)).select(["key", "captions"]).to_pylist()}
+    captions = {
+        row["key"]: row["captions"] for row in read_plan(folder, int(spec.name)).select(["key", "captions"]).to_pylist()
+    }
     rows = []
     for sample in pq.read_table(ledger_path(folder, spec.name)).to_pylist():
         if sample["reason"] is not None:
@@ -81,7 +97,11 @@ def base_part(spec: PartSpec, attempt: Path) -> dict[str, int]:
         of_image = "duplicate_image" if sample["key"] in duplicates else _image_reason(sample, settings)
         seen: set[str] = set()
         for index, caption in enumerate(captions[sample["key"]]):
-            reason = of_image or _caption_reason(caption, settings) or ("repeated_caption" if settings.drop_duplicates and caption in seen else None)
+            reason = (
+                of_image
+                or _caption_reason(caption, settings)
+                or ("repeated_caption" if settings.drop_duplicates and caption in seen else None)
+            )
             seen.add(caption)
             rows.append({"key": sample["key"], "caption_index": index, "keep": reason is None, "reason": reason})
     return _write_view(attempt / f"{spec.name}.parquet", rows)
@@ -90,13 +110,19 @@ def base_part(spec: PartSpec, attempt: Path) -> dict[str, int]:
 def train_part(spec: PartSpec, attempt: Path) -> dict[str, int]:
     base = pq.read_table(Path(spec.payload["base"]) / f"{spec.name}.parquet")
     rules = [ScoreRule(**rule) for rule in spec.payload["settings"]["rules"]]
-    judges = [(_rule_reason(rule), _scores_of(Path(spec.payload["scores"][rule.scores]) / f"{spec.name}.parquet", rule)) for rule in rules]
+    judges = [
+        (_rule_reason(rule), _scores_of(Path(spec.payload["scores"][rule.scores]) / f"{spec.name}.parquet", rule))
+        for rule in rules
+    ]
     rows = []
     for row in base.to_pylist():
         for reason, judge in judges:
             if row["keep"]:
                 verdict = judge((row["key"], row["caption_index"]))
-                row |= {"keep": verdict is True, "reason": None if verdict else ("no_score" if verdict is None else reason)}
+                row |= {
+                    "keep": verdict is True,
+                    "reason": None if verdict else ("no_score" if verdict is None else reason),
+                }
         rows.append(row)
     return _write_view(attempt / f"{spec.name}.parquet", rows)
 
@@ -121,7 +147,13 @@ def _rule_reason(rule: ScoreRule) -> str:
 def _scores_of(path: Path, rule: ScoreRule) -> Callable[[tuple[str, int]], bool | None]:
     """pair -> within the rule's bounds, or None where the pair has no score (or it is not a number)."""
     table = pq.read_table(path) if path.exists() else pa.table({"key": [], "caption_index": [], rule.column: []})
-    values = dict(zip(zip(table["key"].to_pylist(), table["caption_index"].to_pylist(), strict=True), table[rule.column].to_pylist(), strict=True))
+    values = dict(
+        zip(
+            zip(table["key"].to_pylist(), table["caption_index"].to_pylist(), strict=True),
+            table[rule.column].to_pylist(),
+            strict=True,
+        )
+    )
     low, high = rule.min if rule.min is not None else float("-inf"), rule.max if rule.max is not None else float("inf")
 
     def judge(pair: tuple[str, int]) -> bool | None:
@@ -134,11 +166,18 @@ def _scores_of(path: Path, rule: ScoreRule) -> Callable[[tuple[str, int]], bool 
 def _write_view(path: Path, rows: list[dict[str, Any]]) -> dict[str, int]:
     """Write the decisions; the counts hold pairs and samples (a sample is kept when one of its pairs is)."""
     pq.write_table(pa.Table.from_pylist(rows, VIEW_SCHEMA), path, compression="zstd")
-    counts = {"pairs": len(rows), "kept_pairs": 0, "samples": len({r["key"] for r in rows}), "kept_samples": len({r["key"] for r in rows if r["keep"]})}
+    counts = {
+        "pairs": len(rows),
+        "kept_pairs": 0,
+        "samples": len({r["key"] for r in rows}),
+        "kept_samples": len({r["key"] for r in rows if r["keep"]}),
+    }
     for row in rows:
         name = "kept_pairs" if row["keep"] else f"dropped_{row['reason']}_pairs"
         counts[name] = counts.get(name, 0) + 1
-    assert counts["pairs"] == sum(v for k, v in counts.items() if k.endswith("_pairs")), f"pairs do not add up: {counts}"
+    assert counts["pairs"] == sum(v for k, v in counts.items() if k.endswith("_pairs")), (
+        f"pairs do not add up: {counts}"
+    )
     return counts
 
 

@@ -19,7 +19,9 @@ def build(config: Config, _: argparse.Namespace) -> None:
     with open_executor(config[ClusterSettings], run.scratch) as executor:
         artifact = build_embeddings(run, executor)
     counts = artifact.manifest()["counts"]
-    print(f"embedded {counts['samples']:,} images and {counts['distinct_captions']:,} distinct captions, {counts['pairs']:,} pairs: {artifact.folder}")
+    print(
+        f"embedded {counts['samples']:,} images and {counts['distinct_captions']:,} distinct captions, {counts['pairs']:,} pairs: {artifact.folder}"
+    )
 
 
 def scores(config: Config, _: argparse.Namespace) -> None:

@@ -57,7 +57,12 @@ class CacheFormat:
                 field("height", pa.int32()),
                 field("split", pa.string()),
             ],
-            metadata={"format": FORMAT, "dim": str(self.dim), "context_length": str(self.context_length), **self.metadata},
+            metadata={
+                "format": FORMAT,
+                "dim": str(self.dim),
+                "context_length": str(self.context_length),
+                **self.metadata,
+            },
         )
 
 
@@ -72,7 +77,11 @@ def as_matrix(column: pa.ChunkedArray | pa.Array, dtype: np.dtype | str, width: 
     """A fixed-size binary column -> array (n, width) of `dtype`; a view of Arrow's memory where it is one chunk."""
     kind = np.dtype(dtype)
     chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
-    parts = [np.frombuffer(c.buffers()[1], dtype=kind, count=len(c) * width, offset=c.offset * width * kind.itemsize) for c in chunks if len(c)]
+    parts = [
+        np.frombuffer(c.buffers()[1], dtype=kind, count=len(c) * width, offset=c.offset * width * kind.itemsize)
+        for c in chunks
+        if len(c)
+    ]
     if not parts:
         return np.empty((0, width), dtype=kind)
     return (parts[0] if len(parts) == 1 else np.concatenate(parts)).reshape(-1, width)

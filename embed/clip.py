@@ -97,7 +97,9 @@ class Clip:
     def encode_images(self, images: NDArray[np.uint8]) -> torch.Tensor:
         """uint8 (n, h, w, 3) -> float32 (n, d) of unit length."""
         found = [
-            self.encode_pixels(torch.stack([self.preprocess(Image.fromarray(image)) for image in images[start : start + self.batch]]))
+            self.encode_pixels(
+                torch.stack([self.preprocess(Image.fromarray(image)) for image in images[start : start + self.batch]])
+            )
             for start in range(0, len(images), self.batch)
         ]
         return normalize(torch.cat(found), dim=-1) if found else torch.zeros(0, self.embed_dim)
@@ -116,12 +118,16 @@ class Clip:
     @torch.inference_mode()
     def token_states(self, ids: torch.Tensor) -> torch.Tensor:
         """int64 (n, context_length) -> float32 (n, context_length, text width): the text tower's states after its last norm."""
-        found = self.model.forward_intermediates(text=ids, text_indices=1, normalize_intermediates=True, intermediates_only=True)
+        found = self.model.forward_intermediates(
+            text=ids, text_indices=1, normalize_intermediates=True, intermediates_only=True
+        )
         states: torch.Tensor = found["text_intermediates"][0].float()
         return states
 
 
-def save_clip(folder: Path, model: torch.nn.Module, config: Mapping[str, Any], preprocess: Mapping[str, Any] | None = None) -> None:
+def save_clip(
+    folder: Path, model: torch.nn.Module, config: Mapping[str, Any], preprocess: Mapping[str, Any] | None = None
+) -> None:
     """Write a CLIP into `folder` (where a shrunk `bpe.txt.gz` may already lie).
 
     `config` is open_clip's model config (`embed_dim`, `vision_cfg`, `text_cfg`); `preprocess` defaults to open_clip's at the tower's size.
@@ -146,27 +152,35 @@ def load_clip_folder(folder: Path, batch: int = 64) -> Clip:
     """Load strictly from a local folder: config, every tensor and its shape must fit."""
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
-            raise UserError(f"{folder} is not a CLIP folder: {name} is missing; it needs {CONFIG_FILE} and {WEIGHTS_FILE}")
+            raise UserError(
+                f"{folder} is not a CLIP folder: {name} is missing; it needs {CONFIG_FILE} and {WEIGHTS_FILE}"
+            )
     try:
         content = json.loads((folder / CONFIG_FILE).read_bytes())
         config, preprocess = content["model_cfg"], content["preprocess_cfg"]
         model = open_clip.CLIP(**config)
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / CONFIG_FILE} does not describe an open_clip model: {type(error).__name__}: {error}") from None
+        raise UserError(
+            f"{folder / CONFIG_FILE} does not describe an open_clip model: {type(error).__name__}: {error}"
+        ) from None
     try:
         model.load_state_dict(load_file(folder / WEIGHTS_FILE), strict=True)
     except Exception as error:
         raise UserError(f"{folder / WEIGHTS_FILE} does not fit {CONFIG_FILE}: {str(error)[:300]}") from None
     bpe = folder / BPE_FILE
     tokenizer = tokenizer_for(config, bpe if bpe.exists() else None)
-    return _frozen(model, config, preprocess, tokenizer, str(bpe if bpe.exists() else default_bpe()), folder.name, batch)
+    return _frozen(
+        model, config, preprocess, tokenizer, str(bpe if bpe.exists() else default_bpe()), folder.name, batch
+    )
 
 
 def tokenizer_for(config: Mapping[str, Any], bpe: Path | None) -> SimpleTokenizer:
     """CLIP's tokenizer over the given merges (default: CLIP's own), at the model's context length."""
     tokenizer = SimpleTokenizer(bpe_path=str(bpe or default_bpe()), context_length=config["text_cfg"]["context_length"])
     if tokenizer.vocab_size != config["text_cfg"]["vocab_size"]:
-        raise UserError(f"the tokenizer has {tokenizer.vocab_size} ids, the model's text_cfg.vocab_size is {config['text_cfg']['vocab_size']}")
+        raise UserError(
+            f"the tokenizer has {tokenizer.vocab_size} ids, the model's text_cfg.vocab_size is {config['text_cfg']['vocab_size']}"
+        )
     return tokenizer
 
 
@@ -222,16 +236,28 @@ def _load_named(settings: ClipSettings, seed: int, batch: int) -> Clip:
         try:
             model = open_clip.create_model(name, pretrained=tag)
         except UserWarning as warning:
-            raise UserError(f"clip.model: {warning} Name the variant that was trained: {name}-quickgelu or {name.removesuffix('-quickgelu')}") from None
+            raise UserError(
+                f"clip.model: {warning} Name the variant that was trained: {name}-quickgelu or {name.removesuffix('-quickgelu')}"
+            ) from None
         except Exception as error:
             raise UserError(f"clip: open_clip cannot load {name} with tag {tag!r}: {str(error)[:300]}") from None
-    preprocess = dict(getattr(model.visual, "preprocess_cfg", None) or _preprocess_dict(PreprocessCfg(size=model.visual.image_size)))
+    preprocess = dict(
+        getattr(model.visual, "preprocess_cfg", None) or _preprocess_dict(PreprocessCfg(size=model.visual.image_size))
+    )
     tokenizer = open_clip.get_tokenizer(name)
     config = open_clip.get_model_config(name)
     return _frozen(model, config, preprocess, tokenizer, default_bpe(), f"{name}/{tag or 'random'}", batch)
 
 
-def _frozen(model: Any, config: Mapping[str, Any], preprocess: Mapping[str, Any], tokenizer: Any, bpe: str, name: str, batch: int) -> Clip:
+def _frozen(
+    model: Any,
+    config: Mapping[str, Any],
+    preprocess: Mapping[str, Any],
+    tokenizer: Any,
+    bpe: str,
+    name: str,
+    batch: int,
+) -> Clip:
     model.eval().requires_grad_(False)
     tokenizer_digest = fingerprint([type(tokenizer).__name__, hashlib.sha256(Path(bpe).read_bytes()).hexdigest()])
     identity = fingerprint([dict(config), dict(preprocess), tokenizer_digest, weights_digest(model.state_dict())])

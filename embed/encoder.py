@@ -37,14 +37,19 @@ def build_embeddings(run: Run, executor: Executor) -> Artifact:
     """Embed every pair of the dataset (views choose later). Keeps parts whose shard and CLIP are unchanged."""
     dataset = run.dataset.require("make dataset")
     clip = load_clip(run)
-    settings = run.config[EmbeddingsSettings].model_dump(mode="json") | {"clip.identity": clip.identity, "clip.name": clip.name}
+    settings = run.config[EmbeddingsSettings].model_dump(mode="json") | {
+        "clip.identity": clip.identity,
+        "clip.name": clip.name,
+    }
     config = run.config.to_dict()
     parts = [PartSpec(NULL_PART, {"clip": clip.identity}, {"config": config})]
     for receipt in dataset.receipts():
         shard = dataset.folder / "shards" / f"{receipt.name}.tar"
         inputs = {"clip": clip.identity, "shard": receipt.files[f"shards/{receipt.name}.tar"]["sha256"]}
         parts.append(PartSpec(receipt.name, inputs, {"config": config, "shard": str(shard)}))
-    return run_stage(Stage("embeddings", STAGE_VERSION, run.embeddings.folder, settings, parts, embed_part), executor, run.logs)
+    return run_stage(
+        Stage("embeddings", STAGE_VERSION, run.embeddings.folder, settings, parts, embed_part), executor, run.logs
+    )
 
 
 def embed_part(spec: PartSpec, attempt: Path) -> dict[str, int]:
@@ -54,7 +59,9 @@ def embed_part(spec: PartSpec, attempt: Path) -> dict[str, int]:
     settings = config[EmbeddingsSettings]
     clip = _cached_clip(json.dumps(spec.payload["config"], sort_keys=True))
     if clip.identity != spec.inputs["clip"]:
-        raise UserError(f"the CLIP changed while its embeddings were made: {clip.identity[:12]} is not {spec.inputs['clip'][:12]}; run `make embeddings` again")
+        raise UserError(
+            f"the CLIP changed while its embeddings were made: {clip.identity[:12]} is not {spec.inputs['clip'][:12]}; run `make embeddings` again"
+        )
     with _one_thread(), _precision(settings.precision):
         if spec.name == NULL_PART:
             table, counts = _null_table(clip, settings), {"null_captions": 1}
@@ -69,14 +76,18 @@ def cache_format(clip: Clip, settings: EmbeddingsSettings, probes: str = "") -> 
         "clip_identity": clip.identity, "clip_name": clip.name, "preprocess": clip.preprocess_digest,
         "tokenizer": clip.tokenizer_digest, "precision": settings.precision,
     }  # fmt: skip
-    return CacheFormat(clip.embed_dim, clip.context_length, clip.vocab_size, metadata | ({"probes": probes} if probes else {}))
+    return CacheFormat(
+        clip.embed_dim, clip.context_length, clip.vocab_size, metadata | ({"probes": probes} if probes else {})
+    )
 
 
 def probe_embeddings(clip: Clip) -> NDArray[np.float32]:
     """Fixed probes through the CLIP: two noise images, then three captions; float32 (5, d) of unit length. Kept in the cache so
     that another machine can tell whether its encoder still gives the same vectors."""
     images = np.random.default_rng(PROBE_SEED).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
-    return torch.cat([clip.encode_images(images), clip.encode_text(clip.tokenize(PROBE_CAPTIONS))]).numpy().astype("<f4")
+    return (
+        torch.cat([clip.encode_images(images), clip.encode_text(clip.tokenize(PROBE_CAPTIONS))]).numpy().astype("<f4")
+    )
 
 
 @lru_cache(maxsize=1)
@@ -102,7 +113,9 @@ def _null_table(clip: Clip, settings: EmbeddingsSettings) -> pa.Table:
 def _shard_table(clip: Clip, settings: EmbeddingsSettings, samples: list[Sample]) -> tuple[pa.Table, dict[str, int]]:
     form = cache_format(clip, settings)
     pixels = [_pixels(clip, sample) for sample in samples]
-    image_units, image_norms = _unit_float16(clip.encode_pixels(torch.stack(pixels)) if pixels else torch.zeros(0, clip.embed_dim))
+    image_units, image_norms = _unit_float16(
+        clip.encode_pixels(torch.stack(pixels)) if pixels else torch.zeros(0, clip.embed_dim)
+    )
     captions = [caption for sample in samples for caption in sample.meta["captions"]]
     distinct = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
     ids = clip.tokenize(list(distinct))
@@ -141,7 +154,9 @@ def _shard_table(clip: Clip, settings: EmbeddingsSettings, samples: list[Sample]
 def _pixels(clip: Clip, sample: Sample) -> torch.Tensor:
     # The embedding must be of the bytes the trainer will read, so they are checked against the hash recorded with them.
     if hashlib.sha256(sample.image).hexdigest() != sample.meta["stored_sha256"]:
-        raise UserError(f"sample {sample.key}: its image differs from the hash stored beside it; run `python -m data verify`")
+        raise UserError(
+            f"sample {sample.key}: its image differs from the hash stored beside it; run `python -m data verify`"
+        )
     with Image.open(io.BytesIO(sample.image)) as image:
         return clip.preprocess(image.convert("RGB"))
 

@@ -46,7 +46,9 @@ class EmbeddingReader:
     other pairs, and an empty selection.
     """
 
-    def __init__(self, embeddings: Artifact, view: Artifact | None = None, split: str | None = None, identity: str | None = None) -> None:
+    def __init__(
+        self, embeddings: Artifact, view: Artifact | None = None, split: str | None = None, identity: str | None = None
+    ) -> None:
         self.folder = embeddings.require("make embeddings").folder
         self.metadata = read_metadata(str(self.folder / f"{NULL_PART}.parquet"))
         self.identity = self.metadata["clip_identity"]
@@ -68,9 +70,13 @@ class EmbeddingReader:
     def _read_part(self, name: str, view: Artifact | None, split: str | None) -> pa.Table:
         path = self.folder / f"{name}.parquet"
         if not path.is_file():
-            raise UserError(f"{path} is missing although the manifest lists it; run `python -m embed verify`, then `make embeddings`")
+            raise UserError(
+                f"{path} is missing although the manifest lists it; run `python -m embed verify`, then `make embeddings`"
+            )
         if read_metadata(str(path))["clip_identity"] != self.identity:
-            raise UserError(f"{path} was made with another CLIP than the rest of {self.folder}; delete it and run `make embeddings`")
+            raise UserError(
+                f"{path} was made with another CLIP than the rest of {self.folder}; delete it and run `make embeddings`"
+            )
         table = pq.read_table(path, columns=COLUMNS, memory_map=True)
         if view is not None:
             table = table.filter(kept_mask(view, name, table))
@@ -140,10 +146,23 @@ def kept_mask(view: Artifact, name: str, table: pa.Table) -> pa.Array:
     """Which rows of part `name` the view keeps, matched by (key, caption_index). Raises UserError when a row is not in the view."""
     path = view.require("make dataset").folder / f"{name}.parquet"
     if not path.is_file():
-        raise UserError(f"view {view.folder} has no part {name}; make the view again (`make dataset`, `make embeddings`)")
+        raise UserError(
+            f"view {view.folder} has no part {name}; make the view again (`make dataset`, `make embeddings`)"
+        )
     decisions = pq.read_table(path, columns=["key", "caption_index", "keep"])
-    keep = dict(zip(zip(decisions["key"].to_pylist(), decisions["caption_index"].to_pylist(), strict=True), decisions["keep"].to_pylist(), strict=True))
+    keep = dict(
+        zip(
+            zip(decisions["key"].to_pylist(), decisions["caption_index"].to_pylist(), strict=True),
+            decisions["keep"].to_pylist(),
+            strict=True,
+        )
+    )
     try:
-        return pa.array([keep[pair] for pair in zip(table["key"].to_pylist(), table["caption_index"].to_pylist(), strict=True)], pa.bool_())
+        return pa.array(
+            [keep[pair] for pair in zip(table["key"].to_pylist(), table["caption_index"].to_pylist(), strict=True)],
+            pa.bool_(),
+        )
     except KeyError as error:
-        raise UserError(f"pair {error.args[0]} of part {name} is not in the view {view.folder}: they were made from different datasets; make the view again") from None
+        raise UserError(
+            f"pair {error.args[0]} of part {name} is not in the view {view.folder}: they were made from different datasets; make the view again"
+        ) from None

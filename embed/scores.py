@@ -17,7 +17,11 @@ def build_similarity(run: Run) -> Artifact:
     """`scores/similarity`: the cosine between a pair's image and caption embedding, from the cache."""
     embeddings = run.embeddings.require("make embeddings")
     parts = [
-        PartSpec(r.name, {"embeddings": r.files[f"{r.name}.parquet"]["sha256"]}, {"path": str(embeddings.folder / f"{r.name}.parquet")})
+        PartSpec(
+            r.name,
+            {"embeddings": r.files[f"{r.name}.parquet"]["sha256"]},
+            {"path": str(embeddings.folder / f"{r.name}.parquet")},
+        )
         for r in embeddings.receipts()
         if r.name != NULL_PART
     ]
@@ -26,6 +30,8 @@ def build_similarity(run: Run) -> Artifact:
 
 
 def similarity_part(spec: PartSpec, attempt: Path) -> dict[str, int]:
-    table = pq.read_table(spec.payload["path"], columns=["key", "caption_index", "clip_score"]).replace_schema_metadata(None)
+    table = pq.read_table(spec.payload["path"], columns=["key", "caption_index", "clip_score"]).replace_schema_metadata(
+        None
+    )
     pq.write_table(table.rename_columns(["key", "caption_index", "similarity"]), attempt / f"{spec.name}.parquet")
     return {"pairs": len(table)}

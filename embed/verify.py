@@ -33,13 +33,20 @@ def verify_cache(run: Run) -> list[str]:
     rows = np.sort(np.random.default_rng(run.seed).permutation(len(reader))[:REENCODED_ROWS])
     batch = reader.fetch(rows)
     again = {
-        "image": (clip.encode_images(np.stack([shards.image(k) for k in batch.keys])) if _equal_sizes(shards, batch.keys) else None, batch.image_embedding),
+        "image": (
+            clip.encode_images(np.stack([shards.image(k) for k in batch.keys]))
+            if _equal_sizes(shards, batch.keys)
+            else None,
+            batch.image_embedding,
+        ),
         "text": (clip.encode_text(clip.tokenize(reader.captions(rows))), batch.text_embedding),
     }
     for name, (fresh, stored) in again.items():
         worst = 0.0 if fresh is None else float((1 - (fresh * stored).sum(dim=1)).max())
         if worst > COSINE_TOLERANCE:
-            problems.append(f"re-encoding {len(rows)} rows: a stored {name} embedding is {worst:.4f} (1 - cosine) from the encoder's")
+            problems.append(
+                f"re-encoding {len(rows)} rows: a stored {name} embedding is {worst:.4f} (1 - cosine) from the encoder's"
+            )
     return problems
 
 
@@ -53,7 +60,9 @@ def _check_part(path: str, dim: int, shards: ShardReader) -> list[str]:
     for column in ("image_embedding", "text_embedding"):
         norms = np.linalg.norm(as_matrix(table[column], "<f2", dim).astype(np.float64), axis=1)
         if len(norms) and np.abs(norms - 1).max() > NORM_TOLERANCE:
-            problems.append(f"{path}: {column} of row {int(np.abs(norms - 1).argmax())} has length {norms[np.abs(norms - 1).argmax()]:.4f}, not 1")
+            problems.append(
+                f"{path}: {column} of row {int(np.abs(norms - 1).argmax())} has length {norms[np.abs(norms - 1).argmax()]:.4f}, not 1"
+            )
     for key, stored in zip(table["key"].to_pylist(), table["image_hash"].to_pylist(), strict=True):
         if shards.meta(key)["stored_sha256"][:32] != stored.hex():
             problems.append(f"{path}: image hash of {key} is not that of the stored image")

@@ -24,7 +24,9 @@ def clip_score_hessel(images: NDArray[np.floating], texts: NDArray[np.floating])
     return HESSEL_WEIGHT * np.maximum(cosines(images, texts), 0)
 
 
-def r_precision(images: NDArray[np.floating], captions: NDArray[np.floating], own: NDArray[np.intp]) -> NDArray[np.bool_]:
+def r_precision(
+    images: NDArray[np.floating], captions: NDArray[np.floating], own: NDArray[np.intp]
+) -> NDArray[np.bool_]:
     """Is an image's own caption the nearest of all captions (k, d)? `own[i]` is its row. (n,); ties count as wrong."""
     similarity = images.astype(np.float64) @ captions.astype(np.float64).T
     mine = similarity[np.arange(len(own)), own].copy()

@@ -52,7 +52,9 @@ class Prompt:
         return len(self.named.get("objects", []))
 
     def row(self) -> dict[str, Any]:
-        return asdict(self) | {name: json.dumps(getattr(self, name), sort_keys=True) for name in ("attributes", "named")}
+        return asdict(self) | {
+            name: json.dumps(getattr(self, name), sort_keys=True) for name in ("attributes", "named")
+        }
 
 
 def read_prompts(artifact: Artifact) -> list[Prompt]:
@@ -84,7 +86,11 @@ def choose_prompts(real: RealImages, name: str, settings: PromptSetSettings, see
     Raises UserError when there are too few, saying how many of which kind there are.
     """
     candidates = list(_candidates(real, settings, seed, name))
-    wanted = {1: settings.captions - settings.two_object, 2: settings.two_object} if real.has_attributes else {0: settings.captions}
+    wanted = (
+        {1: settings.captions - settings.two_object, 2: settings.two_object}
+        if real.has_attributes
+        else {0: settings.captions}
+    )
     chosen: list[Prompt] = []
     for objects, count in wanted.items():
         found: dict[str, Prompt] = {}
@@ -92,7 +98,11 @@ def choose_prompts(real: RealImages, name: str, settings: PromptSetSettings, see
             if prompt.objects == objects and len(found) < count:
                 found.setdefault(prompt.caption, prompt)
         if len(found) < count:
-            kind = f" of {objects} object{'s' * (objects > 1)} that name {' and '.join(settings.must_name)}" if objects else ""
+            kind = (
+                f" of {objects} object{'s' * (objects > 1)} that name {' and '.join(settings.must_name)}"
+                if objects
+                else ""
+            )
             raise UserError(
                 f"prompt set {name!r} needs {count} distinct held-out captions{kind}, there are {len(found)} "
                 f"({len(real.splits['test'])} test and {len(real.splits['val'])} val images): "

@@ -12,7 +12,7 @@ from data.artifacts import Artifact, fingerprint
 from data.progress import progress
 from data.shards import ShardReader
 from eval.image_sets import ImageSet
-from training.batches import to_side
+from training.batches import reduce_image
 
 HELD_OUT = ("test", "val")
 
@@ -26,10 +26,9 @@ class RealImages:
         self.captions = _kept_captions(view)
         self.meta: dict[str, dict[str, Any]] = {}
         self.splits: dict[str, list[str]] = {"train": [], "val": [], "test": []}
-        for key in self.reader.keys():
-            if key in self.captions:
-                self.meta[key] = self.reader.meta(key)
-                self.splits.setdefault(self.meta[key]["split"], []).append(key)
+        for key in sorted(self.captions):
+            self.meta[key] = self.reader.meta(key)
+            self.splits[self.meta[key]["split"]].append(key)
 
     @property
     def has_attributes(self) -> bool:
@@ -44,18 +43,26 @@ class RealImages:
         """Keys of the training split in a seeded order."""
         return ranked(self.splits["train"], seed, purpose)
 
+    def truth(self, key: str) -> dict[str, Any]:
+        """What the image shows: {"objects": [{...}], "background": ..., ...}. Raises KeyError where that is not known."""
+        return {name: value for name, value in self.meta[key]["attributes"].items() if name != "named"}
+
+    def objects(self, key: str) -> int:
+        """How many objects the image shows; 0 where that is not known."""
+        return len((self.meta[key].get("attributes") or {}).get("objects", ()))
+
     def pixels(self, keys: Sequence[str], side: int) -> NDArray[np.uint8]:
         """uint8 (n, side, side, 3), reduced exactly as the decoder's training pixels are."""
         images = np.empty((len(keys), side, side, 3), dtype=np.uint8)
         with progress("reading real images", len(keys), "images") as bar:
             for i, key in enumerate(keys):
-                images[i] = to_side(self.reader.image(key), side)
+                images[i] = reduce_image(self.reader.image(key), side)
                 bar.advance()
         return images
 
     def image_set(self, name: str, keys: Sequence[str], side: int) -> ImageSet:
         """A set for feature extraction; each image is its own group."""
-        digest = fingerprint([self.digest, list(keys), side, "to_side"])
+        digest = fingerprint([self.digest, list(keys), side, "reduce_image"])
         return ImageSet(name, digest, list(keys), list(keys), lambda: self.pixels(keys, side))
 
 

@@ -14,12 +14,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from data.artifacts import Artifact, PartSpec, Receipt, fingerprint
-from data.executors import Executor
+from data.executors import InProcess
 from data.run import Run
 from data.runner import Stage, run_stage
 from data.samples import SAMPLES_SCHEMA
 from eval.image_sets import tile, write_png
 from eval.prompts import Prompt, read_prompts
+from eval.settings import EvalSettings
 from eval.systems import System
 
 PROMPTS_PER_PART = 32
@@ -36,10 +37,9 @@ class SampleJob:
     seed: int
 
     def settings(self) -> dict[str, Any]:
-        guidance_prior = self.system.guidance_prior
         return {
             "system": self.system.name, "prompt_set": self.prompt_set, "guidance_decoder": self.guidance,
-            "guidance_prior": None if math.isnan(guidance_prior) else guidance_prior, "steps": self.system.steps,
+            "guidance_prior": self.system.guidance_prior, "steps": self.system.steps, "sampling": dict(self.system.sampling),
             "seed": self.seed, "samples_per_prompt": self.samples_per_prompt, "side": self.system.side,
         }  # fmt: skip
 
@@ -56,6 +56,12 @@ class SampleJob:
         return self.system.generate([p.caption for p, _, _ in rows], [seed for _, _, seed in rows], self.guidance)
 
 
+def jobs(system: System, settings: EvalSettings, seed: int) -> list[SampleJob]:
+    """Every samples artifact that a config asks of a system: `captions` at all scales, `grids` at one."""
+    captions = [SampleJob(system, "captions", scale, settings.captions.samples, seed) for scale in settings.guidance]
+    return [*captions, SampleJob(system, "grids", settings.grid_guidance, settings.grids.samples, seed)]
+
+
 def image_seed(run_seed: int, prompt_id: str, sample_index: int) -> int:
     """The seed of one image, in [0, 2^48): the same for every system and scale, whatever the other prompts are."""
     digest = hashlib.sha256(f"{run_seed}/{prompt_id}/{sample_index}".encode()).digest()
@@ -69,8 +75,8 @@ def image_rows(prompts: Sequence[Prompt], samples: int, run_seed: int) -> Iterat
             yield prompt, index, image_seed(run_seed, prompt.prompt_id, index)
 
 
-def make_samples(run: Run, job: SampleJob, executor: Executor) -> Artifact:
-    """Draw what is missing of one samples artifact. Its prompt set must exist."""
+def make_samples(run: Run, job: SampleJob) -> Artifact:
+    """Draw what is missing of one samples artifact, in this process, whose torch uses every core. Its prompt set must exist."""
     prompts = read_prompts(run.artifact(f"prompts/{job.prompt_set}"))
     chunks = [prompts[i : i + PROMPTS_PER_PART] for i in range(0, len(prompts), PROMPTS_PER_PART)]
     parts = [
@@ -81,7 +87,7 @@ def make_samples(run: Run, job: SampleJob, executor: Executor) -> Artifact:
         f"samples-{job.system.name}-{job.prompt_set}-{job.guidance:g}", 1, job.folder(run), job.settings(), parts,
         partial(_draw_part, job, chunks), partial(_write_index, job, prompts),
     )  # fmt: skip
-    return run_stage(stage, executor, run.logs)
+    return run_stage(stage, InProcess(), run.logs)
 
 
 def _draw_part(job: SampleJob, chunks: list[list[Prompt]], spec: PartSpec, attempt: Path) -> dict[str, int]:

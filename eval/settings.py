@@ -28,10 +28,10 @@ class AttributeSettings(Settings):
 
     scenes: int = Field(default=10_000, ge=1)
     held_out: int = Field(default=500, ge=1)
-    steps: int = Field(default=700, ge=1)
+    steps: int = Field(default=600, ge=1)
     batch: int = Field(default=128, ge=1)
     lr: float = Field(default=2e-3, gt=0)
-    width: int = Field(default=32, ge=4)
+    width: int = Field(default=24, ge=4, multiple_of=4)
 
 
 class InceptionSettings(Settings):
@@ -69,5 +69,7 @@ class EvalSettings(Section):
     @model_validator(mode="after")
     def _scales_are_usable(self) -> "EvalSettings":
         if not self.guidance or list(self.guidance) != sorted(set(self.guidance)) or self.guidance[0] < 0:
-            raise ValueError(f"guidance must be a rising list of scales >= 0, e.g. [1.0, 2.0, 4.0], got {list(self.guidance)}")
+            raise ValueError(
+                f"guidance must be a rising list of scales >= 0, e.g. [1.0, 2.0, 4.0], got {list(self.guidance)}"
+            )
         return self

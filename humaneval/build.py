@@ -116,7 +116,8 @@ def make_images(spec: PartSpec, attempt: Path) -> dict[str, int]:
         if len(looks) > 1:
             shown = ", ".join(f"{path} {look}" for look, path in sorted(looks.items()))
             raise UserError(
-                f"images of one question differ in (width, height, bit depth, colour type): {shown}; raters could tell the systems apart by it: sample both at one size"
+                f"images of one question differ in (width, height, bit depth, colour type): {shown}; "
+                "raters could tell the systems apart by it: sample both at one size"
             )
     return {"questions": len(spec.payload["pairs"])}
 

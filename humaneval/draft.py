@@ -76,7 +76,8 @@ def draw_questions(kind: str, count: int | None, a: Source, b: Source, name: Nam
     wanted = len(prompts) if count is None else count
     if wanted > len(prompts):
         raise UserError(
-            f"humaneval.questions.{kind} = {count}, but {a.artifact.folder} has samples for {len(prompts)} captions; ask for at most that many"
+            f"humaneval.questions.{kind} = {count}, but {a.artifact.folder} has samples for {len(prompts)} captions; "
+            "ask for at most that many"
         )
     chosen = sorted(prompts, key=lambda prompt: name("draw", kind, prompt))[:wanted]
     questions = [_question(kind, prompt, a, b, name) for prompt in chosen]

@@ -14,7 +14,7 @@ QUESTIONS = {
 CONSENT_VERSION = "1"
 CONSENT = (
     "You will see pairs of computer-generated images and say which one you prefer, or that you are not sure. "
-    "We store your answers, the time each one took, and a random number that stands for you; no name, no address, no cookie. "
+    "We store your answers, the time each one took, and a random code that stands for you; no name and no address. "
     "Taking part is voluntary and you may stop at any time. Answers already given are kept and may be published with the study."
 )
 INSTRUCTIONS = (

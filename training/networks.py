@@ -5,6 +5,7 @@ with dropout and the null condition are the same code.
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from diffusers import PriorTransformer, UNet2DConditionModel
@@ -48,19 +49,20 @@ class Prior(nn.Module):
 
     def __init__(self, settings: PriorArchitecture, clip: ClipShape) -> None:
         super().__init__()
-        self.transformer = PriorTransformer(
+        transformer: Any = PriorTransformer(
             num_attention_heads=settings.heads, attention_head_dim=settings.width // settings.heads, num_layers=settings.depth,
             embedding_dim=clip.embed_dim, num_embeddings=clip.context_length, additional_embeddings=4, dropout=settings.dropout,
             encoder_hid_proj_type=None, added_emb_type="prd",
         )  # fmt: skip
         # diffusers creates both as trainable zeros, which its forward never uses.
-        self.transformer.clip_mean.requires_grad_(False)
-        self.transformer.clip_std.requires_grad_(False).fill_(1 / (INPUT_STD * clip.embed_dim**0.5))
+        transformer.clip_mean.requires_grad_(False)
+        transformer.clip_std.requires_grad_(False).fill_(1 / (INPUT_STD * clip.embed_dim**0.5))
+        self.transformer = transformer
         self.token_embedding = nn.Embedding(clip.vocab_size, settings.width)
         self.null_z_t = nn.Parameter(torch.zeros(clip.embed_dim))
         nn.init.normal_(self.token_embedding.weight, std=0.02)
-        nn.init.normal_(self.transformer.positional_embedding, std=0.01)
-        nn.init.normal_(self.transformer.prd_embedding, std=0.01)
+        nn.init.normal_(transformer.positional_embedding, std=0.01)
+        nn.init.normal_(transformer.prd_embedding, std=0.01)
 
     def scale(self, z: Tensor) -> Tensor:
         """Unit vectors -> the space in which the prior diffuses."""
@@ -132,7 +134,7 @@ class Decoder(nn.Module):
         super().__init__()
         levels = len(settings.channels)
         self.side = settings.side
-        self.unet = UNet2DConditionModel(
+        self.unet: Any = UNet2DConditionModel(
             sample_size=settings.side, in_channels=3, out_channels=3, block_out_channels=settings.channels,
             layers_per_block=settings.depth, dropout=settings.dropout, norm_num_groups=settings.norm_groups,
             down_block_types=("ResnetDownsampleBlock2D",) + ("SimpleCrossAttnDownBlock2D",) * (levels - 1),

@@ -3,13 +3,13 @@
 Noise is drawn for each sample from its own generator, so that a sample depends on its seed and not on its neighbours.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from training.compute import derived_seed
 from training.process import Process
 
 
@@ -17,11 +17,6 @@ class Denoiser(Protocol):
     """Predicts, at x_t, whatever its process says (eps, x_0 or v)."""
 
     def __call__(self, x: Tensor, t: Tensor, cond: Any) -> Tensor: ...
-
-
-def derived_seed(*parts: int | str) -> int:
-    """A 63-bit seed from the run's seed, a purpose, a step ...: unrelated for unequal parts."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
 
 
 class NoiseStream:

@@ -12,7 +12,9 @@ from data.config import Section, Settings
 
 PositiveInt = Annotated[int, Field(ge=1)]
 # A model that merges a preset validates plain objects, where strictness would refuse TOML's arrays for tuples.
-Integers = Annotated[tuple[PositiveInt, ...], BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)]
+Integers = Annotated[
+    tuple[PositiveInt, ...], BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
+]
 Floats = Annotated[tuple[float, ...], BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)]
 
 
@@ -92,9 +94,13 @@ class DecoderArchitecture(Settings):
     @model_validator(mode="after")
     def _fits(self) -> "DecoderArchitecture":
         if len(self.channels) < 2 or self.side % 2 ** (len(self.channels) - 1):
-            raise ValueError(f"channels needs two or more levels that halve side = {self.side} evenly, got {list(self.channels)}")
+            raise ValueError(
+                f"channels needs two or more levels that halve side = {self.side} evenly, got {list(self.channels)}"
+            )
         if any(c % self.norm_groups for c in self.channels):
-            raise ValueError(f"every entry of channels must be a multiple of norm_groups = {self.norm_groups}, got {list(self.channels)}")
+            raise ValueError(
+                f"every entry of channels must be a multiple of norm_groups = {self.norm_groups}, got {list(self.channels)}"
+            )
         if any(c % self.head_channels for c in self.channels[1:]):
             raise ValueError(
                 f"channels beyond the first must be multiples of head_channels = {self.head_channels}, got {list(self.channels)}"

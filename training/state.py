@@ -47,11 +47,11 @@ def save_state(folder: Path, network: nn.Module, ema: Ema, optimiser: torch.opti
     (temporary / "state.json").write_bytes(canonical_json(vars(done)))
     for path in [*sorted(temporary.iterdir()), temporary]:
         fsync_path(path)
-    boundary("training-state")
+    boundary("training-state", str(done.step))
     shutil.rmtree(folder / name, ignore_errors=True)
     os.replace(temporary, folder / name)
     fsync_path(folder)
-    boundary("training-latest")
+    boundary("training-latest", str(done.step))
     publish_bytes(folder / "latest", name.encode())
     for old in sorted(folder.glob("step-*"))[:-KEPT]:
         shutil.rmtree(old)
@@ -77,7 +77,7 @@ def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
 
 def optimiser_tensors(network: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Adam's state flattened to `<parameter>/<moment>`."""
-    names = {parameter: name for name, parameter in network.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in network.named_parameters()}
     return {
         f"{names[parameter]}/{moment}": value
         for parameter, moments in optimiser.state.items()

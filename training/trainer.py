@@ -3,7 +3,6 @@
 import contextlib
 import math
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -11,12 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from data.errors import UserError
 from data.progress import progress
+from training.compute import computing, derived_seed, seeded
 from training.ema import Ema
-from training.samplers import derived_seed
 from training.settings import OptimiserSettings
 from training.state import load_state, parameter_groups, save_state
 
@@ -27,15 +25,22 @@ class Task(Protocol):
     """What is trained on what. `loss` calls `model` (the network, perhaps wrapped for several processes) on some of the
     `size` items and draws all its noise from `generator` (a CPU generator)."""
 
-    name: str
-    network: nn.Module
-    size: int
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def network(self) -> nn.Module: ...
+
+    @property
+    def size(self) -> int: ...
 
     def order(self, epoch: int) -> NDArray[np.int64]:
         """A permutation of range(size), a pure function of the epoch."""
         ...
 
-    def loss(self, model: nn.Module, items: NDArray[np.int64], generator: torch.Generator, device: torch.device) -> Tensor: ...
+    def loss(
+        self, model: nn.Module, items: NDArray[np.int64], generator: torch.Generator, device: torch.device
+    ) -> Tensor: ...
 
     def validate(self, network: nn.Module, device: torch.device) -> dict[str, float]: ...
 
@@ -68,33 +73,27 @@ def learning_rate(step: int, settings: OptimiserSettings) -> float:
     return settings.lr * (settings.final_lr + (1 - settings.final_lr) * 0.5 * (1 + math.cos(math.pi * share)))
 
 
-@contextlib.contextmanager
-def computing(precision: str, device: torch.device) -> Iterator[None]:
-    """Autocast to the precision; on the CPU with the plain attention kernel, whose backward is three times faster there."""
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"))
-        if device.type == "cpu":
-            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        yield
-
-
 class Trainer:
     """Trains `task.network` in place and its average beside it, keeping its working state in `folder`."""
 
-    def __init__(self, task: Task, settings: OptimiserSettings, seed: int, folder: Path, checkpoint_seconds: float) -> None:
+    def __init__(
+        self, task: Task, settings: OptimiserSettings, seed: int, folder: Path, checkpoint_seconds: float
+    ) -> None:
         from accelerate import Accelerator
 
         if task.size == 0:
             raise UserError(f"{task.name}: there is nothing to train on: the view keeps no pair of the split train")
         self.task, self.settings, self.seed, self.folder = task, settings, seed, folder
         self.checkpoint_seconds = checkpoint_seconds
-        self.accelerator = Accelerator(mixed_precision="no")  # autocast is ours: accelerate's is one for the whole process
+        self.accelerator = Accelerator(
+            mixed_precision="no"
+        )  # autocast is ours: accelerate's is one for the whole process
         self.device = self.accelerator.device
+        self.network = task.network.to(self.device)
         optimiser = torch.optim.AdamW(
-            parameter_groups(task.network, settings.weight_decay), lr=settings.lr,
+            parameter_groups(self.network, settings.weight_decay), lr=settings.lr,
             betas=(settings.beta1, settings.beta2), eps=settings.eps, fused=True,
         )  # fmt: skip
-        self.network = task.network.to(self.device)
         self.ema = Ema(self.network, settings.ema)
         self.done = load_state(folder, self.network, self.ema, optimiser)
         self.optimiser = optimiser
@@ -110,7 +109,7 @@ class Trainer:
                 loss = self.update(self.done.step)
                 self.done.step += 1
                 self.record(loss)
-                bar.advance(note=f"loss {self.done.log[-1][2]:.4f}" if self.done.log else "")
+                bar.advance(note=f"loss {loss:.4f}")
                 last = self.done.step == settings.steps
                 if last or (settings.validate_every and self.done.step % settings.validate_every == 0):
                     self.validate()
@@ -133,7 +132,9 @@ class Trainer:
                 accelerator.backward(loss / len(slices))
             total += loss.item() / len(slices)
         if not math.isfinite(total):
-            raise UserError(f"{self.task.name}: the loss of step {step} is {total}; lower optimiser.lr (now {settings.lr}) or clip_norm")
+            raise UserError(
+                f"{self.task.name}: the loss of step {step} is {total}; lower optimiser.lr (now {settings.lr}) or clip_norm"
+            )
         accelerator.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
         self.prepared.step()
         self.prepared.zero_grad(set_to_none=True)
@@ -142,10 +143,10 @@ class Trainer:
 
     def loss(self, items: NDArray[np.int64], step: int, index: int) -> Tensor:
         """Loss of one slice. Noise and dropout depend on (seed, step, slice, process) alone."""
-        seed = derived_seed("train", self.seed, step, index, self.accelerator.process_index)
-        with torch.random.fork_rng(), computing(self.settings.precision, self.device):
-            torch.manual_seed(seed)
-            return self.task.loss(self.model, items, torch.Generator().manual_seed(seed), self.device)
+        parts = ("train", self.seed, step, index, self.accelerator.process_index)
+        with seeded(*parts, device=self.device), computing(self.settings.precision, self.device):
+            generator = torch.Generator().manual_seed(derived_seed("noise", *parts))
+            return self.task.loss(self.model, items, generator, self.device)
 
     def slices(self, step: int) -> list[NDArray[np.int64]]:
         """This process's share of the step's batch, cut for accumulation."""
@@ -175,5 +176,3 @@ class Trainer:
 def final_numbers(log: list[LogRow]) -> dict[str, float]:
     """The last value of every name in a log."""
     return {name: value for _, name, value in log}
-
-

@@ -43,10 +43,14 @@ class HttpFetcher:
     that a source of ours started.
     """
 
-    def __init__(self, settings: FetchSettings, trusted: str | None = None, rewrite: Callable[[str], str] | None = None) -> None:
+    def __init__(
+        self, settings: FetchSettings, trusted: str | None = None, rewrite: Callable[[str], str] | None = None
+    ) -> None:
         self.settings = settings
         self.rewrite = rewrite or (lambda url: url)
-        self._pool = urllib3.PoolManager(num_pools=64, maxsize=settings.threads, retries=False, cert_reqs="CERT_REQUIRED")
+        self._pool = urllib3.PoolManager(
+            num_pools=64, maxsize=settings.threads, retries=False, cert_reqs="CERT_REQUIRED"
+        )
         self._pool.pool_classes_by_scheme = _guarded_pools(settings.allow_private_hosts, trusted)
 
     def __call__(self, url: str) -> Fetched:
@@ -56,7 +60,11 @@ class HttpFetcher:
             found = self._once(self.rewrite(url), deadline)
             found = Fetched(found.content, found.reason, found.http_status, attempt, found.detail)
             pause = 0.1 * 2 ** (attempt - 1)
-            if found.reason not in TRANSIENT or attempt == self.settings.attempts or time.monotonic() + pause >= deadline:
+            if (
+                found.reason not in TRANSIENT
+                or attempt == self.settings.attempts
+                or time.monotonic() + pause >= deadline
+            ):
                 return found
             time.sleep(pause)
         return found
@@ -90,7 +98,9 @@ class HttpFetcher:
             return Fetched(reason=Reason.HTTP_5XX, http_status=status)
         if status != 200:
             return Fetched(reason=Reason.HTTP_4XX, http_status=status)
-        if self.settings.respect_robots_tag and is_opted_out(response.headers.getlist("X-Robots-Tag"), self.settings.user_agent):
+        if self.settings.respect_robots_tag and is_opted_out(
+            response.headers.getlist("X-Robots-Tag"), self.settings.user_agent
+        ):
             response.close()
             return Fetched(reason=Reason.OPTED_OUT, http_status=status)
         chunks, size = [], 0
@@ -203,5 +213,9 @@ def _reason_of(error: BaseException) -> Reason:
             return Reason.BAD_URL
         if isinstance(seen, urllib3.exceptions.IncompleteRead):
             return Reason.TRUNCATED
-        seen = getattr(seen, "reason", None) if isinstance(getattr(seen, "reason", None), BaseException) else seen.__cause__ or seen.__context__
+        seen = (
+            getattr(seen, "reason", None)
+            if isinstance(getattr(seen, "reason", None), BaseException)
+            else seen.__cause__ or seen.__context__
+        )
     return Reason.CONNECTION

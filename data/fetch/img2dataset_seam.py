@@ -60,7 +60,9 @@ class _RowStream(io.BytesIO):
 class _Shard:
     """Our fetch, resizer and writer for one shard, and the side table they fill."""
 
-    def __init__(self, urls: Sequence[str], fetch: Callable[[str], Fetched], resize: Callable[[bytes], Resized], spool: Path) -> None:
+    def __init__(
+        self, urls: Sequence[str], fetch: Callable[[str], Fetched], resize: Callable[[bytes], Resized], spool: Path
+    ) -> None:
         self.urls, self.fetch, self.resize = urls, fetch, resize
         self.outcomes = [Outcome(row) for row in range(len(urls))]
         self.written: set[int] = set()
@@ -85,7 +87,9 @@ class _Shard:
         outcome.original_sha256 = hashlib.sha256(found.content).hexdigest()
         return row, _RowStream(row, found.content), None
 
-    def resize_stream(self, stream: _RowStream, _boxes: Any) -> tuple[bytes | None, int | None, int | None, int | None, int | None, str | None]:
+    def resize_stream(
+        self, stream: _RowStream, _boxes: Any
+    ) -> tuple[bytes | None, int | None, int | None, int | None, int | None, str | None]:
         """Stands in for img2dataset's `Resizer.__call__`."""
         outcome = self.outcomes[stream.row]
         try:
@@ -122,7 +126,11 @@ class _Shard:
 
 
 def download_shard(
-    urls: Sequence[str], fetch: Callable[[str], Fetched], resize: Callable[[bytes], Resized], threads: int, scratch: Path
+    urls: Sequence[str],
+    fetch: Callable[[str], Fetched],
+    resize: Callable[[bytes], Resized],
+    threads: int,
+    scratch: Path,
 ) -> tuple[list[Outcome], Path]:
     """Fetch and resize one shard's URLs. Returns one outcome per URL, in order, and the spool file their bytes lie in.
 
@@ -151,7 +159,9 @@ def download_shard(
     table = pa.table({"url": pa.array(list(urls), pa.string()), "row": pa.array(range(len(urls)), pa.int64())})
     with pa.OSFile(str(rows), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
-    downloader = engine.Downloader(**_arguments(engine.Downloader, Writer, shard.resize_stream, threads, scratch, len(urls)))
+    downloader = engine.Downloader(
+        **_arguments(engine.Downloader, Writer, shard.resize_stream, threads, scratch, len(urls))
+    )
     # img2dataset prints what it swallows; it is raised here instead.
     with _one_shard_at_a_time, _fetching_with(engine, shard.fetch_row), redirect_stdout(io.StringIO()):
         downloader.download_shard((0, str(rows)))
@@ -173,7 +183,9 @@ def _arguments(downloader: Any, writer: Any, resizer: Any, threads: int, scratch
     parameters = inspect.signature(downloader.__init__).parameters
     needed = {name for name, p in parameters.items() if p.default is inspect.Parameter.empty and name != "self"}
     if not needed <= known.keys():
-        raise RuntimeError(f"this img2dataset needs arguments unknown to us: {sorted(needed - known.keys())}; use the pinned version")
+        raise RuntimeError(
+            f"this img2dataset needs arguments unknown to us: {sorted(needed - known.keys())}; use the pinned version"
+        )
     return {name: value for name, value in known.items() if name in parameters}
 
 

@@ -32,4 +32,6 @@ class Reason(StrEnum):
     TOO_SMALL = "too_small"
 
 
-TRANSIENT = frozenset({Reason.DNS, Reason.CONNECTION, Reason.TIMEOUT, Reason.HTTP_429, Reason.HTTP_5XX, Reason.TRUNCATED})
+TRANSIENT = frozenset(
+    {Reason.DNS, Reason.CONNECTION, Reason.TIMEOUT, Reason.HTTP_429, Reason.HTTP_5XX, Reason.TRUNCATED}
+)

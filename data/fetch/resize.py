@@ -49,7 +49,9 @@ def resize_image(content: bytes, settings: ImageSettings) -> Resized:
         return Resized(reason=Reason.NOT_AN_IMAGE)
     except UnsupportedMode as error:
         return Resized(reason=Reason.UNSUPPORTED_MODE, detail=str(error))
-    except Exception as error:  # Pillow raises whatever a damaged file provokes: SyntaxError, struct.error, ValueError ...
+    except (
+        Exception
+    ) as error:  # Pillow raises whatever a damaged file provokes: SyntaxError, struct.error, ValueError ...
         return Resized(reason=Reason.DECODE_ERROR, detail=f"{type(error).__name__}: {error}"[:300])
     width, height = upright.size
     if min(width, height) < settings.min_side:

@@ -1,7 +1,7 @@
 """What every source yields: one candidate per image, before anything was downloaded."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 

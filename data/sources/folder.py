@@ -10,7 +10,28 @@ from data.settings import FolderSettings
 from data.sources.candidates import Candidate
 
 IMAGE_ENDINGS = frozenset(
-    ".jpg .jpeg .png .webp .gif .bmp .tif .tiff .avif .heif .heic .ppm .pgm .pnm .mpo .apng .jp2 .j2k .ico .p7".split()
+    [
+        ".jpg",
+        ".jpeg",
+        ".png",
+        ".webp",
+        ".gif",
+        ".bmp",
+        ".tif",
+        ".tiff",
+        ".avif",
+        ".heif",
+        ".heic",
+        ".ppm",
+        ".pgm",
+        ".pnm",
+        ".mpo",
+        ".apng",
+        ".jp2",
+        ".j2k",
+        ".ico",
+        ".p7",
+    ]
 )
 
 
@@ -21,10 +42,14 @@ def folder_candidates(settings: FolderSettings) -> Iterator[Candidate]:
     """
     root = Path(settings.path)
     try:
-        on_disk = {p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file() and p.suffix.lower() in IMAGE_ENDINGS}
+        on_disk = {
+            p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file() and p.suffix.lower() in IMAGE_ENDINGS
+        }
         next(root.iterdir(), None)
     except OSError as error:
-        raise UserError(f"dataset.folder.path: cannot read {root}: {error.strerror}; give the folder that holds the images") from None
+        raise UserError(
+            f"dataset.folder.path: cannot read {root}: {error.strerror}; give the folder that holds the images"
+        ) from None
     captions = _read_captions(root / settings.captions)
     for name in sorted(on_disk | captions.keys()):
         yield Candidate(name, file_url(name), tuple(captions.get(name, ())))
@@ -37,13 +62,17 @@ def _read_captions(path: Path) -> dict[str, list[str]]:
             rows = csv.DictReader(file)
             lacking = {"file", "caption"} - set(rows.fieldnames or ())
             if lacking:
-                raise UserError(f"{path} has columns {rows.fieldnames}, needed are file,caption; missing: {', '.join(sorted(lacking))}")
+                raise UserError(
+                    f"{path} has columns {rows.fieldnames}, needed are file,caption; missing: {', '.join(sorted(lacking))}"
+                )
             for row in rows:
                 name, caption = (row["file"] or "").strip(), " ".join((row["caption"] or "").split())
                 if name and caption:
                     found.setdefault(name, []).append(caption)
     except OSError as error:
-        raise UserError(f"dataset.folder.captions: cannot read {path}: {error.strerror}; it is a CSV with the columns file,caption") from None
+        raise UserError(
+            f"dataset.folder.captions: cannot read {path}: {error.strerror}; it is a CSV with the columns file,caption"
+        ) from None
     except csv.Error as error:
         raise UserError(f"{path} is not a readable CSV: {error}") from None
     return found

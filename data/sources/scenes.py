@@ -52,7 +52,7 @@ def scenes_server(settings: ScenesSettings) -> Iterator[str]:
             self.end_headers()
             self.wfile.write(out.getvalue())
 
-        def log_message(self, format: str, *args: object) -> None:
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)

@@ -1,0 +1,85 @@
+"""`python -m humaneval build|simulate|results --config FILE`: make a study, let simulated raters answer, print results."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from data.cli import Command, front_door
+from data.config import Config
+from data.settings import ClusterSettings
+from humaneval.settings import HumanevalSettings
+
+if TYPE_CHECKING:
+    from data.run import Run
+    from humaneval.store import Store
+    from humaneval.study import Study
+
+
+def build(config: Config, _: argparse.Namespace) -> None:
+    from data.artifacts import sha256_file
+    from data.executors import open_executor
+    from data.run import Run
+    from humaneval.build import build_study
+    from humaneval.database import database_url, people_have_rated
+    from humaneval.study import FOLDER, Study
+
+    run = Run.open(config)
+    existing = run.folder / FOLDER / "study.json"
+    precious = existing.exists() and people_have_rated(
+        database_url(run, config[HumanevalSettings]), sha256_file(existing)
+    )
+    with open_executor(config[ClusterSettings], run.scratch) as executor:
+        study = Study(build_study(run, config, executor, precious))
+    counts = ", ".join(f"{sum(q.kind == kind for q in study.questions.values())} {kind}" for kind in study.kinds)
+    print(f"wrote {study.artifact.folder}: {counts}; study {study.hash[:12]}")
+
+
+def simulate(config: Config, _: argparse.Namespace) -> None:
+    from humaneval import simulate as simulation
+
+    run, study, store = _open(config)
+    settings = config[HumanevalSettings].simulated
+    ratings = simulation.simulate(study, store, settings, run.seed)
+    print(
+        f"{simulation.DISCLAIMER}\n{settings.raters} simulated raters gave {ratings} new ratings to study {study.hash[:12]}"
+    )
+
+
+def results(config: Config, _: argparse.Namespace) -> None:
+    from humaneval.results import results_table, summarise, write_results
+
+    run, study, store = _open(config)
+    ratings = store.ratings()
+    summary = summarise(study, ratings)
+    print("\n".join(_columns(results_table(summary))))
+    if summary["note"]:
+        print(summary["note"])
+    print("wrote {} and {}".format(*write_results(run, study, ratings)))
+
+
+def _open(config: Config) -> "tuple[Run, Study, Store]":
+    from data.run import Run
+    from humaneval.store import Store
+    from humaneval.study import Study
+
+    run = Run.open(config)
+    study = Study.of(run)
+    return run, study, Store.of(run, config, study)
+
+
+def _columns(rows: Sequence[dict[str, str]]) -> list[str]:
+    """Rows as aligned lines under their headings."""
+    lines = [list(rows[0]), *(list(row.values()) for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+
+
+COMMANDS = (
+    Command("build", "draw the questions from both systems' samples and freeze the study", build),
+    Command("simulate", "let simulated raters answer (tests and the demo; labelled simulated everywhere)", simulate),
+    Command("results", "win rates with intervals, results.json and ratings.parquet", results),
+)
+
+if __name__ == "__main__":
+    sys.exit(front_door("humaneval", "Human preference studies.", COMMANDS))

@@ -1,0 +1,285 @@
+"""The dataset stage as a whole: counts add up, bytes repeat, kills resume, sources and views keep their promises."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from data.dataset import build_dataset, require_stored
+from data.errors import DiskFull, UserError
+from data.executors import InProcess
+from data.funnel import draw_funnel, funnel_rows, funnel_text
+from data.ledger import read_ledger
+from data.plan import draw_split, plan_table, read_plan
+from data.run import Run
+from data.settings import SplitSettings
+from data.shards import ShardReader, read_shard
+from data.sources.candidates import Candidate
+from data.sources.scene_world import draw, scene
+from data.views import build_base_view, build_train_view, find_duplicates, kept_pairs
+from tests.conftest import REPOSITORY, exit_code_with_fault, make_config, tree_bytes
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = Run.open(make_config(tmp_path_factory.mktemp("run")))
+    build_dataset(run, InProcess())
+    build_base_view(run)
+    return run
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder with two captioned images, a copy, a broken file, a missing file, and an image nobody captioned."""
+    root = tmp_path / "photos"
+    (root / "sub").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name in ("a.png", "sub/b.png", "lonely.png"):
+        Image.fromarray(rng.integers(0, 256, (40, 30, 3), dtype=np.uint8)).save(root / name)
+    (root / "copy.png").write_bytes((root / "a.png").read_bytes())
+    (root / "broken.jpg").write_bytes(b"\xff\xd8\xff broken")
+    rows = [
+        "a.png,one",
+        "a.png,two words",
+        "a.png,one",
+        "sub/b.png,<script>alert(1)</script>",
+        "copy.png,a copy",
+        "broken.jpg,x",
+        "gone.jpg,y",
+        "../x.jpg,z",
+    ]
+    (root / "captions.csv").write_text("file,caption\n" + "\n".join(rows) + "\n")
+    return root
+
+
+def folder_config(tmp_path: Path, photos: Path, **dataset: Any) -> Any:
+    return make_config(tmp_path, dataset={"folder": {"path": str(photos)}, "samples_per_shard": 3, **dataset})
+
+
+def test_scenes_are_stored_with_their_truth(run: Run) -> None:
+    shards = ShardReader(run.dataset)
+    assert len(shards.keys()) == 30
+    for index in (0, 17, 29):
+        key = f"{index:09d}"
+        meta = shards.meta(key)
+        world = scene(3, index)
+        assert meta["attributes"]["objects"] == world.attributes()["objects"]
+        assert len(meta["captions"]) == len(meta["attributes"]["named"]) == 2
+        assert (shards.image(key) == np.asarray(draw(world, 32))).all()  # png of equal size: the very pixels
+
+
+def test_stock_webdataset_reads_the_shards(run: Run) -> None:
+    import webdataset as wds
+
+    url = str(run.dataset.folder / "shards" / "00001.tar")
+    samples = list(wds.WebDataset(url, shardshuffle=False).decode("rgb8"))
+    ours = list(read_shard(Path(url)))
+    assert [s["__key__"] for s in samples] == [s.key for s in ours] == [f"{i:09d}" for i in range(10, 20)]
+    assert samples[0]["png"].shape == (32, 32, 3)
+    assert samples[0]["txt"] == ours[0].meta["captions"][0]
+    assert samples[0]["json"]["split"] in ("train", "val", "test")
+
+
+def test_workers_do_not_change_a_byte(run: Run, tmp_path: Path, executor: Any) -> None:
+    other = Run.open(make_config(tmp_path))
+    build_dataset(other, executor)
+    assert tree_bytes(other.dataset.folder) == tree_bytes(run.dataset.folder)
+
+
+def build(folder: Path) -> None:
+    build_dataset(Run.open(make_config(folder)), InProcess())
+
+
+@pytest.mark.parametrize(
+    "fault", ["plan", "attempt@00001", "ledger@00001", "shards@00000", "receipt@00002", "manifest"]
+)
+def test_sigkill_then_the_same_command_gives_the_same_bytes(run: Run, tmp_path: Path, fault: str) -> None:
+    assert exit_code_with_fault(fault, build, tmp_path) == -signal.SIGKILL
+    assert not Run(make_config(tmp_path)).dataset.is_complete()
+    build(tmp_path)
+    assert tree_bytes(tmp_path / "t" / "dataset") == tree_bytes(run.dataset.folder)
+
+
+def test_the_command_itself_resumes_with_workers(run: Run, tmp_path: Path) -> None:
+    """Once through the front door, with a worker killed in the middle of a part: the driver reports it and the rest stands."""
+    config = tmp_path / "c.toml"
+    config.write_text(make_config(tmp_path, cluster={"workers": 2}).to_toml())
+    command = [sys.executable, "-m", "data", "build", "--config", str(config)]
+    killed = subprocess.run(
+        command, env=os.environ | {"UNCLIP_FAULT": "ledger@00001"}, capture_output=True, text=True, cwd=REPOSITORY
+    )
+    assert killed.returncode == 1 and "part 00001: its worker died 3 times" in killed.stderr, killed.stderr
+    assert "Traceback" not in killed.stderr
+    again = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
+    assert again.returncode == 0, again.stderr
+    assert tree_bytes(tmp_path / "t" / "dataset") == tree_bytes(run.dataset.folder)
+
+
+def test_a_full_disk_stops_with_one_line_and_resumes(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = Run.open(make_config(tmp_path))
+    monkeypatch.setenv("UNCLIP_FAULT_ENOSPC", "shards@00001")
+    with pytest.raises(DiskFull, match="no space left"):
+        build_dataset(other, InProcess())
+    monkeypatch.delenv("UNCLIP_FAULT_ENOSPC")
+    build_dataset(other, InProcess())
+    assert tree_bytes(other.dataset.folder) == tree_bytes(run.dataset.folder)
+
+
+def test_folder_counts_add_up_with_every_reason(tmp_path: Path, photos: Path) -> None:
+    run = Run.open(folder_config(tmp_path, photos))
+    build_dataset(run, InProcess())
+    build_base_view(run)
+    reasons = {row["source_id"]: row["reason"] for row in read_ledger(run.dataset).to_pylist()}
+    assert reasons == {
+        "../x.jpg": "path_refused", "a.png": None, "broken.jpg": "not_an_image", "copy.png": None, "gone.jpg": "file_missing",
+        "lonely.png": "no_caption", "sub/b.png": None,
+    }  # fmt: skip
+    rows = funnel_rows(run)
+    by_step = {(r.step, r.reason): (r.samples, r.pairs) for r in rows}
+    assert by_step["planned", None] == (7, 8)
+    assert by_step["download", "no_caption"] == (1, 0)
+    assert by_step["stored", None] == (3, 5)
+    assert by_step["view base", "duplicate_image"] == (None, 1)
+    assert by_step["view base", "repeated_caption"] == (None, 1)
+    assert by_step["view base", None] == (2, 3)
+    text = funnel_text(rows)
+    assert "duplicate_image" in text and "no_caption" in text
+    assert draw_funnel(rows).axes[0].get_yticklabels()[0].get_text() == "planned"
+
+
+def test_the_images_that_fail_can_be_all_of_them(tmp_path: Path, photos: Path) -> None:
+    run = Run.open(folder_config(tmp_path, photos, image={"min_side": 500}))
+    artifact = build_dataset(run, InProcess())
+    with pytest.raises(UserError, match="no image was stored: 3 of 7 were dropped as too_small"):
+        require_stored(artifact)
+
+
+def test_unreadable_sources_are_one_line(tmp_path: Path, photos: Path) -> None:
+    with pytest.raises(UserError, match=r"dataset.folder.path: cannot read .*/nowhere: No such file"):
+        build_dataset(Run(folder_config(tmp_path, tmp_path / "nowhere")), InProcess())
+    (photos / "captions.csv").write_text("image,text\na.png,x\n")
+    with pytest.raises(UserError, match=r"needed are file,caption; missing: caption, file"):
+        build_dataset(Run(folder_config(tmp_path, photos)), InProcess())
+    (photos / "captions.csv").unlink()
+    with pytest.raises(UserError, match="cannot read .*captions.csv"):
+        build_dataset(Run(folder_config(tmp_path, photos)), InProcess())
+
+
+def test_a_source_that_changed_after_the_plan_is_refused(tmp_path: Path, photos: Path) -> None:
+    run = Run.open(folder_config(tmp_path, photos))
+    build_dataset(run, InProcess())
+    before = tree_bytes(run.dataset.folder)
+    with (photos / "captions.csv").open("a") as file:
+        file.write("a.png,another caption\n")
+    with pytest.raises(
+        UserError, match=r"is frozen and the source has changed since.*first difference: captions of 'a.png'"
+    ):
+        build_dataset(run, InProcess())
+    assert tree_bytes(run.dataset.folder) == before
+
+
+def test_keys_do_not_depend_on_shard_size(run: Run) -> None:
+    candidates = [Candidate(f"id{i}", f"http://h/{i}", ("c",)) for i in range(25)]
+    tables = [plan_table(candidates, size, SplitSettings(), 0) for size in (4, 25)]
+    assert tables[0]["key"].equals(tables[1]["key"])
+    assert tables[0]["split"].equals(tables[1]["split"])
+    assert read_plan(run.dataset.folder, 2)["key"].to_pylist() == [f"{i:09d}" for i in range(20, 30)]
+
+
+def test_split_follows_the_image_and_the_shares() -> None:
+    shares = SplitSettings(val=0.1, test=0.2)
+    drawn = [draw_split(f"image-{i}", shares, 0) for i in range(4000)]
+    assert abs(drawn.count("test") / 4000 - 0.2) < 0.03 and abs(drawn.count("val") / 4000 - 0.1) < 0.02
+    assert drawn == [draw_split(f"image-{i}", shares, 0) for i in range(4000)]
+    assert drawn != [draw_split(f"image-{i}", shares, 1) for i in range(4000)]
+
+
+def test_a_source_that_repeats_an_image_is_refused() -> None:
+    twice = [Candidate("a", "u", ("c",)), Candidate("a", "v", ("d",))]
+    with pytest.raises(UserError, match="names the image 'a' twice"):
+        plan_table(twice, 10, SplitSettings(), 0)
+
+
+def test_of_duplicates_the_most_protected_copy_stays() -> None:
+    rows = [
+        ("1", "train", "x"),
+        ("2", "test", "x"),
+        ("3", "val", "x"),
+        ("4", "train", "y"),
+        ("5", "train", "y"),
+        ("6", "train", "z"),
+    ]
+    ledger = pa.Table.from_pylist([{"key": k, "split": s, "stored_sha256": h, "reason": None} for k, s, h in rows])
+    assert find_duplicates(ledger) == {"1": "2", "3": "2", "5": "4"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"min_side": 33}, "image_too_small"),
+        ({"max_caption_chars": 5}, "caption_too_long"),
+        ({"min_caption_words": 99}, "caption_too_short"),
+    ],
+)
+def test_base_view_reasons(tmp_path: Path, settings: dict[str, Any], reason: str) -> None:
+    run = Run.open(make_config(tmp_path, views={"base": settings}))
+    build_dataset(run, InProcess())
+    counts = build_base_view(run).manifest()["counts"]
+    assert counts[f"dropped_{reason}_pairs"] == counts["pairs"] == 60
+    assert counts["kept_samples"] == 0
+
+
+def test_train_view_compares_scores(run: Run, tmp_path: Path) -> None:
+    from data.artifacts import PartSpec
+    from data.runner import Stage, run_stage
+
+    other = Run.open(make_config(tmp_path, views={"train": {"rules": [{"scores": "s", "column": "v", "min": 0.5}]}}))
+    build_dataset(other, InProcess())
+    build_base_view(other)
+    with pytest.raises(UserError, match="make embeddings"):
+        build_train_view(other)
+    parts = [
+        PartSpec(r.name, {}, {"ledger": str(other.view("base").folder / f"{r.name}.parquet")})
+        for r in other.view("base").receipts()
+    ]
+    run_stage(Stage("s", 1, other.scores("s").folder, {}, parts, score_half), InProcess())
+    counts = build_train_view(other).manifest()["counts"]
+    assert (counts["kept_pairs"], counts["dropped_v_out_of_range_pairs"], counts["dropped_no_score_pairs"]) == (
+        30,
+        27,
+        3,
+    )
+    assert len(kept_pairs(other.view("train"))) == 30
+    assert funnel_rows(other)[-1].pairs == 30
+
+
+def score_half(spec: Any, attempt: Path) -> dict[str, int]:
+    """First captions score exactly the threshold, second ones below it, except the first row's, which is missing."""
+    table = pa.parquet.read_table(spec.payload["ledger"]).select(["key", "caption_index"])
+    values = pa.array([0.5 if i == 0 else 0.49 for i in table["caption_index"].to_pylist()])
+    scored = table.append_column("v", values)
+    keep = [not (i == 1 and n < 2) for n, i in enumerate(table["caption_index"].to_pylist())]
+    pa.parquet.write_table(scored.filter(pa.array(keep)), attempt / f"{spec.name}.parquet")
+    return {"pairs": sum(keep)}
+
+
+def test_status_says_what_comes_next(run: Run) -> None:
+    from data.status import next_command, run_status
+
+    statuses = {s.name: s.state for s in run_status(run)}
+    assert (statuses["dataset"], statuses["views/base"], statuses["embeddings"]) == ("complete", "complete", "missing")
+    assert next_command(run_status(run, frozenset({"clip"}))) == "make embeddings"
+
+
+def test_manifest_and_receipts_hold_no_volatile_fact(run: Run) -> None:
+    text = (run.dataset.folder / "manifest.json").read_text() + (run.dataset.folder / "plan.json").read_text()
+    assert str(run.folder) not in text and "127.0.0.1" not in text
+    assert json.loads((run.dataset.folder / "provenance.json").read_text())["libraries"]["img2dataset"]

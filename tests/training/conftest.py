@@ -1,0 +1,67 @@
+"""One small run with every artifact of this room, made once through the real stages."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from data.executors import InProcess
+from data.run import Run
+from tests.conftest import make_config
+
+OPTIMISER = {"steps": 3, "batch": 8, "warmup": 1, "log_every": 1, "precision": "fp32"}
+SECTIONS: dict[str, Any] = {
+    "clip": {"source": "run"},
+    "clip_training": {
+        "architecture": {
+            "image_size": 32, "embed_dim": 16, "width": 8, "head_width": 8, "text_width": 16, "text_heads": 2, "text_layers": 1,
+        },
+        "optimiser": OPTIMISER,
+    },
+    "prior": {"architecture": {"width": 16, "depth": 1, "heads": 2}, "optimiser": OPTIMISER, "validation_samples": 8},
+    "decoder": {
+        "architecture": {
+            "side": 8, "channels": [8, 16], "head_channels": 8, "norm_groups": 4, "text": {"width": 16, "depth": 1, "heads": 2},
+        },
+        "optimiser": OPTIMISER, "validation_samples": 8,
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> Iterator[None]:
+    """Tiny networks lose more by waiting for a second thread than they gain; and bits are compared, which depend on the count."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def embedded_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Dataset, views, CLIP and cache of thirty scenes."""
+    from data.dataset import build_dataset
+    from data.views import build_base_view, build_train_view
+    from embed.encoder import build_embeddings
+    from training.clip import train_clip
+
+    run = Run.open(make_config(tmp_path_factory.mktemp("run"), **SECTIONS))
+    build_dataset(run, InProcess())
+    build_base_view(run)
+    train_clip(run)
+    build_embeddings(run, InProcess())
+    build_train_view(run)
+    return run
+
+
+@pytest.fixture(scope="session")
+def trained_run(embedded_run: Run) -> Run:
+    """`embedded_run` with prior, decoder and GLIDE baseline."""
+    from training.decoder import train_decoder
+    from training.prior import train_prior
+
+    train_prior(embedded_run)
+    train_decoder(embedded_run, "decoder")
+    train_decoder(embedded_run, "glide")
+    return embedded_run

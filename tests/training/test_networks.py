@@ -1,0 +1,151 @@
+"""Conditions, masks, and the paper's sizes."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from training.networks import (
+    INPUT_STD,
+    ClipShape,
+    Decoder,
+    DecoderCondition,
+    Prior,
+    PriorCondition,
+)
+from training.settings import (
+    DecoderArchitecture,
+    DecoderSettings,
+    PriorArchitecture,
+    PriorSettings,
+    TextEncoderSettings,
+)
+
+CLIP = ClipShape(embed_dim=8, context_length=6, vocab_size=12)
+SMALL_DECODER = DecoderArchitecture(
+    side=8, channels=(8, 16), head_channels=8, norm_groups=4, text=TextEncoderSettings(width=16, depth=1, heads=2)
+)
+IDS = torch.tensor([[10, 3, 11, 0, 0, 0], [10, 4, 5, 6, 11, 0]])
+T = torch.tensor([10, 900])
+
+
+def prior() -> Prior:
+    torch.manual_seed(0)
+    return Prior(PriorArchitecture(width=16, depth=2, heads=2), CLIP).eval()
+
+
+def decoder(use_clip: bool) -> Decoder:
+    torch.manual_seed(0)
+    network = Decoder(SMALL_DECODER, CLIP, use_clip).eval()
+    with torch.no_grad():  # learned nulls start at zero, where a leak could hide
+        for name, parameter in network.named_parameters():
+            if "null" in name or "padding" in name or "learned" in name:
+                parameter.normal_()
+    return network
+
+
+def drops(*values: bool) -> Tensor:
+    return torch.tensor(values)
+
+
+def z(seed: int) -> Tensor:
+    return torch.nn.functional.normalize(torch.randn(2, 8, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+def test_scale_gives_the_papers_variance_and_unscale_inverts_it() -> None:
+    network = prior()
+    x = network.scale(z(0))
+    assert x.square().mean().sqrt().item() == pytest.approx(INPUT_STD, rel=1e-5)
+    assert pytest.approx(17.2) == INPUT_STD * 1024**0.5
+    assert torch.allclose(network.unscale(x), z(0), atol=1e-6)
+    assert not any(
+        p.requires_grad for name, p in network.named_parameters() if "clip_std" in name or "clip_mean" in name
+    )
+
+
+def test_every_trained_parameter_of_both_networks_gets_a_gradient() -> None:
+    d, p = decoder(True), prior()
+    mixed = drops(True, False)
+    d(torch.randn(2, 3, 8, 8), T, DecoderCondition(IDS, z(1), mixed, mixed)).square().mean().backward()
+    p(z(2), T, PriorCondition(IDS, z(1), mixed)).square().mean().backward()
+    unused = [n for net in (d, p) for n, w in net.named_parameters() if w.requires_grad and w.grad is None]
+    assert unused == []
+
+
+def test_prior_is_causal() -> None:
+    network, seen = prior(), []
+    network.transformer.transformer_blocks[-1].register_forward_hook(lambda m, i, out: seen.append(out))
+    for ids in (IDS, torch.where(IDS == 6, 7, IDS)):  # row 1 differs from its fourth token on
+        network(z(0), T, PriorCondition(ids, z(1), drops(False, False)))
+    first, second = seen
+    assert torch.equal(first[1, :3], second[1, :3])
+    assert not torch.allclose(first[1, 3:], second[1, 3:])
+
+
+def test_prior_ignores_padding_and_dropped_conditions() -> None:
+    network = prior()
+    kept, dropped = drops(False, False), drops(True, True)
+    base = network(z(0), T, PriorCondition(IDS, z(1), kept))
+    with torch.no_grad():
+        network.token_embedding.weight[0] += 100  # the padding id
+    assert torch.allclose(base, network(z(0), T, PriorCondition(IDS, z(1), kept)), atol=1e-5)
+    null = network(z(0), T, PriorCondition(IDS, z(1), dropped))
+    assert torch.equal(null, network(z(0), T, PriorCondition(IDS.flip(0), z(3), kept).null()))
+    assert not torch.allclose(null, base)
+
+
+def test_fully_dropped_decoder_ignores_caption_and_z_i() -> None:
+    network, x = decoder(True), torch.randn(2, 3, 8, 8)
+    null = network(x, T, DecoderCondition(IDS, z(1), drops(True, True), drops(True, True)))
+    assert torch.equal(
+        null, network(x, T, DecoderCondition(IDS.flip(0), z(2), drops(False, False), drops(False, False)).null())
+    )
+
+
+def test_each_condition_matters_only_where_it_is_kept() -> None:
+    network, x = decoder(True), torch.randn(2, 3, 8, 8)
+    yes, no = drops(True, True), drops(False, False)
+
+    def out(ids: Tensor, z_i: Tensor, drop_caption: Tensor, drop_clip: Tensor) -> Tensor:
+        return network(x, T, DecoderCondition(ids, z_i, drop_caption, drop_clip))
+
+    assert torch.equal(out(IDS, z(1), no, yes), out(IDS, z(2), no, yes))
+    assert torch.equal(out(IDS, z(1), yes, no), out(IDS.flip(0), z(1), yes, no))
+    both = out(IDS, z(1), no, no)
+    assert not torch.allclose(both, out(IDS, z(2), no, no)) and not torch.allclose(both, out(IDS.flip(0), z(1), no, no))
+
+
+def test_masks_are_per_row_and_encoding_once_is_the_same() -> None:
+    network, x = decoder(True), torch.randn(2, 3, 8, 8)
+    cond = DecoderCondition(IDS, z(1), drops(True, False), drops(False, True))
+    one_by_one = [
+        network(x[i : i + 1], T[i : i + 1], DecoderCondition(IDS[i : i + 1], z(1)[i : i + 1], cond.drop_caption[i : i + 1], cond.drop_clip[i : i + 1]))
+        for i in (0, 1)
+    ]  # fmt: skip
+    assert torch.allclose(network(x, T, cond), torch.cat(one_by_one), atol=1e-5)
+    assert torch.equal(network(x, T, cond), network(x, T, network.encode(cond)))
+
+
+def test_glide_has_no_place_for_z_i() -> None:
+    network, x = decoder(False), torch.randn(2, 3, 8, 8)
+    no = drops(False, False)
+    assert torch.equal(
+        network(x, T, DecoderCondition(IDS, z(1), no, no)), network(x, T, DecoderCondition(IDS, None, no, no))
+    )
+    assert not any("clip" in name for name, _ in network.named_parameters())
+
+
+def test_parameter_counts_of_the_paper_preset() -> None:
+    """Table 3: prior 1B, decoder 3.5B of which the text encoder 1.2B (its 49,408 token embeddings come on top)."""
+    clip = ClipShape(embed_dim=1024, context_length=256, vocab_size=49408)
+    prior_row = PriorSettings.model_validate({"preset": "paper"})
+    decoder_row = DecoderSettings.model_validate({"preset": "paper"})
+    with torch.device("meta"):
+        p, d = Prior(prior_row.architecture, clip), Decoder(decoder_row.architecture, clip, True)
+
+    def millions(module: torch.nn.Module) -> float:
+        return sum(parameter.numel() for parameter in module.parameters()) / 1e6
+
+    assert millions(p.transformer) == pytest.approx(1224, abs=1)
+    assert millions(d.unet) == pytest.approx(2238, abs=1)
+    assert millions(d.text_encoder) - 49408 * 2048 / 1e6 == pytest.approx(1209, abs=1)
+    assert millions(d) == pytest.approx(3563, abs=1)

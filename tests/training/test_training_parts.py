@@ -1,0 +1,162 @@
+"""Small pieces: pixels, the choice among the prior's draws, drop rates, retrieval, CLIP's pixels, the front door."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from data.errors import UserError
+from data.run import Run
+from embed.clip import load_clip
+from tests.conftest import make_config
+from training.__main__ import COMMANDS
+from training.batches import PixelStore, reduce_image, to_uint8, to_unit
+from training.clip import clip_pixels, model_config, normalised, retrieval
+from training.decoder import DecoderTask
+from training.prior import spread
+from training.sample import fixed_batches, keep_closest, save_grid
+from training.settings import ClipArchitecture
+
+
+def test_uint8_is_rounded_and_inverts_to_unit() -> None:
+    every = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(to_uint8(to_unit(every)), every)
+    assert to_uint8(torch.tensor([0.9999, -3.0, 3.0, 0.0])).tolist() == [255, 0, 255, 128]
+
+
+def test_reduction_is_the_mean_of_the_centre_square() -> None:
+    image = np.zeros((4, 8, 3), np.uint8)
+    image[:2, 2:4], image[2:, 4:6] = 200, 100
+    assert reduce_image(image, 2)[:, :, 0].tolist() == [[200, 0], [0, 100]]
+    image[0, 2] = 100
+    assert reduce_image(image, 2)[0, 0, 0] == 175
+    assert np.array_equal(reduce_image(image[:, :4], 4), image[:, :4])
+    with pytest.raises(UserError, match="8 x 4 pixels, training needs 5 x 5"):
+        reduce_image(image, 5)
+
+
+class FakeImages:
+    def __init__(self) -> None:
+        self.decoded: list[str] = []
+
+    def image(self, key: str) -> NDArray[np.uint8]:
+        self.decoded.append(key)
+        return np.full((4, 4, 3), int(key), np.uint8)
+
+
+def test_pixels_come_by_key_whether_held_or_decoded_anew() -> None:
+    images, keys = FakeImages(), ["3", "1", "3", "2"]
+    held, streamed = PixelStore(images, keys, 2), PixelStore(images, keys, 2, limit=10)
+    assert images.decoded == ["3", "1", "2"]
+    for store in (held, streamed):
+        assert store.fetch(["2", "3", "2"])[:, 0, 0, 0].tolist() == [2, 3, 2]
+    assert len(images.decoded) == 6
+
+
+def test_the_draw_closest_to_the_text_is_kept() -> None:
+    z_t = torch.eye(2)
+    draws = torch.tensor([[[0.1, 0.9], [0.2, 0.8]], [[0.5, 0.5], [0.9, 0.1]]])
+    assert keep_closest(draws, z_t).tolist() == [draws[1, 0].tolist(), draws[0, 1].tolist()]
+
+
+def test_batches_have_one_size_and_cover_every_row_once() -> None:
+    batches = list(fixed_batches(7, 3))
+    assert [rows.tolist() for rows, _ in batches] == [[0, 1, 2], [3, 4, 5], [6, 6, 6]]
+    assert [count for _, count in batches] == [3, 3, 1]
+    assert list(fixed_batches(0, 3)) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("decoder", {"both": 0.45, "clip": 0.45, "caption": 0.05, "none": 0.05}),
+        ("glide", {"caption": 0.8, "none": 0.2}),
+    ],
+)
+def test_drop_rates(kind: str, expected: dict[str, float]) -> None:
+    from training.settings import DecoderSettings
+
+    task = object.__new__(DecoderTask)
+    task.name, task.settings = kind, DecoderSettings()  # type: ignore[assignment]
+    n = 100_000
+    no_caption, no_clip = task.draw_drops(n, torch.Generator().manual_seed(0))
+    found = {
+        "both": ~no_caption & ~no_clip, "clip": no_caption & ~no_clip, "caption": ~no_caption & no_clip, "none": no_caption & no_clip,
+    }  # fmt: skip
+    for name, mask in found.items():
+        assert mask.float().mean().item() == pytest.approx(expected.get(name, 0.0), abs=0.006), name
+
+
+def test_spread_covers_the_range_in_order() -> None:
+    assert spread(10, 4).tolist() == [0, 3, 6, 9]
+    assert spread(3, 100).tolist() == [0, 1, 2]
+
+
+def test_retrieval_of_known_neighbours() -> None:
+    z_i = torch.eye(6, dtype=torch.float64)
+    assert retrieval(z_i, z_i)["image_to_text_r1"] == 1.0
+    shifted = retrieval(z_i, z_i.roll(1, 0))
+    assert (shifted["image_to_text_r1"], shifted["text_to_image_r1"]) == (0.0, 0.0)
+    same = torch.ones(6, 2, dtype=torch.float64)
+    assert retrieval(same, same)["image_to_text_r5"] == 0.0  # ties count against us
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (40, 90)])
+def test_clip_trains_on_what_its_own_preprocessing_gives(embedded_run: Run, shape: tuple[int, int]) -> None:
+    clip = load_clip(embedded_run)
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    pixels = torch.from_numpy(clip_pixels(image, clip.image_size)).permute(2, 0, 1)[None]
+    assert torch.allclose(normalised(pixels)[0], clip.preprocess(Image.fromarray(image)), atol=1e-5)
+
+
+def test_both_kinds_of_image_tower_can_be_built() -> None:
+    from open_clip import CLIP
+
+    for settings in (
+        ClipArchitecture(width=8, head_width=8),
+        ClipArchitecture(width=16, head_width=8, patch=8, depth=1),
+    ):
+        network = CLIP(**model_config(settings, vocab_size=600)).eval()
+        assert network.encode_image(torch.zeros(1, 3, 32, 32)).shape == (1, settings.embed_dim)
+
+
+def test_front_door_samples_a_grid_and_says_when_no_clip_is_trained(
+    trained_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from data.cli import front_door
+
+    config = str(trained_run.folder / "config.toml")
+    out = tmp_path / "grid.png"
+    arguments = [
+        "--config",
+        config,
+        "--system",
+        "glide",
+        "--prompt",
+        "a",
+        "--prompt",
+        "b",
+        "--columns",
+        "3",
+        "--steps",
+        "2",
+        "--out",
+        str(out),
+    ]
+    assert front_door("training", "", COMMANDS, ["sample", *arguments]) == 0
+    assert Image.open(out).size == (3 * 8, 2 * 8)
+    assert str(out) in capsys.readouterr().out
+    assert front_door("training", "", COMMANDS, ["clip", "--config", config]) == 0
+    pretrained = make_config(tmp_path)
+    (tmp_path / "other.toml").write_text(pretrained.to_toml())
+    assert front_door("training", "", COMMANDS, ["clip", "--config", str(tmp_path / "other.toml")]) == 0
+    assert "nothing to train" in capsys.readouterr().out
+
+
+def test_grid_is_row_by_row(tmp_path: Path) -> None:
+    images = np.arange(6, dtype=np.uint8)[:, None, None, None] * np.ones((6, 2, 2, 3), np.uint8)
+    save_grid(images, 3, tmp_path / "grid.png")
+    assert np.asarray(Image.open(tmp_path / "grid.png"))[::2, ::2, 0].tolist() == [[0, 1, 2], [3, 4, 5]]
