@@ -19,9 +19,8 @@ def build(config: Config, _: argparse.Namespace) -> None:
         artifact = build_dataset(run, executor)
     require_stored(artifact)
     counts = artifact.manifest()["counts"]
-    print(
-        f"stored {counts['stored_samples']:,} of {counts['planned_samples']:,} samples ({counts['stored_pairs']:,} pairs) in {artifact.folder}"
-    )
+    stored, planned, pairs = (counts[name] for name in ("stored_samples", "planned_samples", "stored_pairs"))
+    print(f"stored {stored:,} of {planned:,} samples ({pairs:,} pairs) in {artifact.folder}")
 
 
 def view(config: Config, arguments: argparse.Namespace) -> None:

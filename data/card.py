@@ -32,7 +32,8 @@ def write_card(folder: Path, receipts: list[Receipt]) -> list[str]:
         f"| stored | {counts['stored_samples']} | {counts['stored_pairs']} |", "",
         "| split | stored samples |", "|---|---|", *(f"| {name} | {n} |" for name, n in sorted(splits.items())), "",
         "| licence | stored samples |", "|---|---|", *(f"| {name.replace('|', '/')} | {n} |" for name, n in sorted(licences.items())), "",
-        "Images whose server sent an X-Robots-Tag that opts out of such use were not stored, unless `dataset.fetch.respect_robots_tag` says otherwise.", "",
+        "Images whose server sent an X-Robots-Tag that opts out of such use were not stored,",
+        "unless `dataset.fetch.respect_robots_tag` says otherwise.", "",
     ]  # fmt: skip
     publish_bytes(folder / "README.md", "\n".join(lines).encode())
     return ["README.md", "plan.parquet"]

@@ -87,8 +87,10 @@ class Run:
             if changed and owned:
                 key = changed[0]
                 raise UserError(
-                    f"{self.folder} belongs to another config: {name}.{key} was {before.get(key)!r} when {', '.join(owned)} was made, "
-                    f"{self.config.source} says {after.get(key)!r}; use another run.name, or delete {', '.join(str(self.folder / o) for o in owned)}"
+                    f"{self.folder} belongs to another config: {name}.{key} was {before.get(key)!r} "
+                    f"when {', '.join(owned)} was made, "
+                    f"{self.config.source} says {after.get(key)!r}; use another run.name, "
+                    f"or delete {', '.join(str(self.folder / o) for o in owned)}"
                 )
 
     def _existing(self) -> list[str]:

@@ -19,9 +19,8 @@ def build(config: Config, _: argparse.Namespace) -> None:
     with open_executor(config[ClusterSettings], run.scratch) as executor:
         artifact = build_embeddings(run, executor)
     counts = artifact.manifest()["counts"]
-    print(
-        f"embedded {counts['samples']:,} images and {counts['distinct_captions']:,} distinct captions, {counts['pairs']:,} pairs: {artifact.folder}"
-    )
+    images, captions, pairs = (counts[name] for name in ("samples", "distinct_captions", "pairs"))
+    print(f"embedded {images:,} images and {captions:,} distinct captions, {pairs:,} pairs: {artifact.folder}")
 
 
 def scores(config: Config, _: argparse.Namespace) -> None:

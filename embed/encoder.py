@@ -60,7 +60,8 @@ def embed_part(spec: PartSpec, attempt: Path) -> dict[str, int]:
     clip = _cached_clip(json.dumps(spec.payload["config"], sort_keys=True))
     if clip.identity != spec.inputs["clip"]:
         raise UserError(
-            f"the CLIP changed while its embeddings were made: {clip.identity[:12]} is not {spec.inputs['clip'][:12]}; run `make embeddings` again"
+            f"the CLIP changed while its embeddings were made: {clip.identity[:12]} is not {spec.inputs['clip'][:12]}; "
+            "run `make embeddings` again"
         )
     with _one_thread(), _precision(settings.precision):
         if spec.name == NULL_PART:

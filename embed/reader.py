@@ -54,7 +54,8 @@ class EmbeddingReader:
         self.identity = self.metadata["clip_identity"]
         if identity is not None and identity != self.identity:
             raise UserError(
-                f"{self.folder} was made with the CLIP {self.metadata['clip_name']} ({self.identity[:12]}), not with the one in use ({identity[:12]}); "
+                f"{self.folder} was made with the CLIP {self.metadata['clip_name']} ({self.identity[:12]}), "
+                f"not with the one in use ({identity[:12]}); "
                 f"delete {self.folder} and run `make embeddings`, or use the CLIP it was made with"
             )
         self.dim = int(self.metadata["dim"])
@@ -164,5 +165,6 @@ def kept_mask(view: Artifact, name: str, table: pa.Table) -> pa.Array:
         )
     except KeyError as error:
         raise UserError(
-            f"pair {error.args[0]} of part {name} is not in the view {view.folder}: they were made from different datasets; make the view again"
+            f"pair {error.args[0]} of part {name} is not in the view {view.folder}: "
+            "they were made from different datasets; make the view again"
         ) from None

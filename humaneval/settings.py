@@ -39,7 +39,7 @@ class HumanevalSettings(Section):
     volatile: ClassVar[tuple[str, ...]] = ("database", "lease_minutes", "questions_per_rater", "simulated")
     system_a: ComparedSystem = ComparedSystem(name="unclip", guidance=2.0)
     system_b: ComparedSystem = ComparedSystem(name="glide", guidance=2.0)
-    prompt_set: str = "eval"
+    prompt_set: str = "captions"
     grid_prompt_set: str = "grids"
     questions: QuestionCounts = QuestionCounts()
     questions_per_rater: int = Field(default=20, ge=1)  # of each kind

@@ -76,9 +76,10 @@ class Process:
         return (x - a * x0) / s
 
     def timesteps(self, n: int) -> list[int]:
-        """n of the T timesteps, evenly spaced from T-1 down to 0 (a single one is T-1)."""
+        """n of the T timesteps, evenly spaced, T-1 the first: each is the noisy end of one of n equal stretches, so that no
+        call is spent on the nearly clean t = 0 (the "trailing" spacing of Lin et al. 2023)."""
         n = min(n, self.T)
-        return [self.T - 1] if n == 1 else [round((self.T - 1) * (1 - i / (n - 1))) for i in range(n)]
+        return [round(self.T * (n - i) / n) - 1 for i in range(n)]
 
 
 def losses(output: Tensor, target: Tensor) -> Tensor:

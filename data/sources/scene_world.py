@@ -15,6 +15,7 @@ their coarse structure (full, tapering, empty corners, empty middle): a disc wou
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,6 +91,7 @@ class CaptionRecord:
 def scene(seed: int, index: int, two_objects: float = 0.25) -> Scene:
     """Scene `index` of world `seed`; a share `two_objects` of the scenes has two figures, of different colours."""
     rng = np.random.default_rng([seed, index, 0])
+    positions: tuple[str, ...]
     if rng.random() < two_objects:
         positions = ("left", "right") if rng.random() < 0.5 else ("top", "bottom")
     else:
@@ -128,7 +130,7 @@ def draw(scene: Scene, side: int = 64) -> Image.Image:
     return image.reduce(SUPERSAMPLE)
 
 
-def _pick(rng: np.random.Generator, names) -> str:
+def _pick(rng: np.random.Generator, names: Iterable[str]) -> str:
     names = tuple(names)
     return names[int(rng.integers(len(names)))]
 

@@ -46,7 +46,9 @@ def test_two_objects_need_every_named_colour():
         {"objects": [{"colour": "green"}, {}]},
         {"objects": [{"colour": "red"}]},
     ]
-    found = judge_two_objects(logits([("blue", "red"), ("blue", "red"), ("red",)], ["black"] * 3), VOCABULARY, named, ["background"])
+    found = judge_two_objects(
+        logits([("blue", "red"), ("blue", "red"), ("red",)], ["black"] * 3), VOCABULARY, named, ["background"]
+    )
     assert found["colour"].right.tolist() == [True, False]
     assert found["colour"].chance.tolist() == pytest.approx([1 / 3, 2 / 3])
     assert found["background"].rows.tolist() == [0]
@@ -75,7 +77,15 @@ def test_vocabulary_comes_from_the_data():
     vocabulary = Vocabulary.of(scenes(0, 200, side=8)[1])
     assert vocabulary.objects["shape"] == sorted(world.SHAPES)
     assert vocabulary.scene == {"background": sorted(world.BACKGROUNDS), "texture": sorted(world.TEXTURES)}
-    targets = vocabulary.targets([{"objects": [{"shape": "ring", "colour": "red", "size": "small", "position": "left"}], "background": "grey", "texture": "plain"}])
+    targets = vocabulary.targets(
+        [
+            {
+                "objects": [{"shape": "ring", "colour": "red", "size": "small", "position": "left"}],
+                "background": "grey",
+                "texture": "plain",
+            }
+        ]
+    )
     assert all(t.sum() == 1 for t in targets.values())
     assert targets["shape"][0, vocabulary.objects["shape"].index("ring")] == 1
 

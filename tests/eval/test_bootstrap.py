@@ -61,7 +61,9 @@ def test_paired_difference_is_narrower_than_the_parts():
 
 def test_all_right_still_has_an_interval():
     # Wilson at 20 of 20, 95 %: lower end 20 / (20 + z^2) = 0.8389.
-    estimate = bootstrap.proportion(np.ones(40, bool), np.repeat(np.arange(20), 2), bootstrap.caption_draws(20, 100, seed=0))
+    estimate = bootstrap.proportion(
+        np.ones(40, bool), np.repeat(np.arange(20), 2), bootstrap.caption_draws(20, 100, seed=0)
+    )
     assert (estimate.value, estimate.hi) == (1.0, 1.0)
     assert estimate.lo == pytest.approx(0.8389, abs=1e-4)
 

@@ -146,6 +146,8 @@ def test_the_interval_covers_what_the_estimator_gives_at_this_n():
 
 
 def test_small_n_is_named():
-    assert "biased upward: 600 images against 2000 references in 64 dimensions" in (small_n_warning(600, 2000, 64) or "")
+    assert "biased upward: 600 images against 2000 references in 64 dimensions" in (
+        small_n_warning(600, 2000, 64) or ""
+    )
     assert small_n_warning(30_000, 40_504, 2048) is None
     assert small_n_warning(15_000, 15_000, 2048) is not None

@@ -80,6 +80,6 @@ def make_samples(
 def fake_run(folder: Path, humaneval: dict[str, Any] | None = None) -> Run:
     run = Run.open(fake_config(folder, humaneval))
     for system in ("unclip", "glide"):
-        make_samples(run.folder / "samples" / system / "eval-0", system, "eval", 2)
+        make_samples(run.folder / "samples" / system / "captions-0", system, "captions", 2)
         make_samples(run.folder / "samples" / system / "grids-0", system, "grids", 16)
     return run

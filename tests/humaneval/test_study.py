@@ -25,10 +25,10 @@ def build(run: Run) -> Study:
 
 
 def two_sources(folder: Path, captions_b: tuple[str, ...] = CAPTIONS, **of_b: Any) -> Run:
-    """A run with `eval` samples only."""
+    """A run with `captions` samples only."""
     run = Run.open(fake_config(folder, {"questions": {"diversity": 0}}))
-    make_samples(run.folder / "samples/unclip/eval-0", "unclip", "eval", 2)
-    make_samples(run.folder / "samples/glide/eval-0", "glide", "eval", 2, captions=captions_b, **of_b)
+    make_samples(run.folder / "samples/unclip/captions-0", "unclip", "captions", 2)
+    make_samples(run.folder / "samples/glide/captions-0", "glide", "captions", 2, captions=captions_b, **of_b)
     return run
 
 
@@ -47,7 +47,7 @@ def test_images_are_the_samples_bytes(run: Run, study: Study) -> None:
     """Both images of a pair are files of the two systems for the same prompt and sample index, untouched."""
     files = {}
     for system in study.systems:
-        artifact = find_samples(run.folder, system, "eval", GUIDANCE)
+        artifact = find_samples(run.folder, system, "captions", GUIDANCE)
         files[system] = {
             row["image_id"]: (artifact.folder / row["file"]).read_bytes() for row in read_samples(artifact).to_pylist()
         }
@@ -86,8 +86,8 @@ def test_nothing_a_rater_could_read_names_a_system(study: Study) -> None:
 def test_token_order_does_not_tell_the_system(tmp_path: Path) -> None:
     """Over many questions, the first token is system a's about half the time: 200 fair coins give 70..130 but for 1 in 30,000."""
     captions = tuple(f"caption {i}" for i in range(200))
-    make_samples(tmp_path / "a", "unclip", "eval", 1, captions=captions)
-    make_samples(tmp_path / "b", "glide", "eval", 1, captions=captions)
+    make_samples(tmp_path / "a", "unclip", "captions", 1, captions=captions)
+    make_samples(tmp_path / "b", "glide", "captions", 1, captions=captions)
     sources = [Source.read("a", Artifact(tmp_path / "a")), Source.read("b", Artifact(tmp_path / "b"))]
     questions = draw_questions("photorealism", None, *sources, Naming(0, sources))
     assert 70 <= sum(question.images[0].arm == "a" for question in questions) <= 130
@@ -117,8 +117,8 @@ def test_rebuilding_changes_nothing_and_people_make_a_study_precious(tmp_path: P
     changed = tuple(caption.upper() for caption in CAPTIONS)
     for system in ("unclip", "glide"):
         folder = run.folder / f"samples/{system}"
-        (folder / "eval-0" / "manifest.json").unlink()
-        make_samples(folder / "eval-1", system, "eval", 2, captions=changed)
+        (folder / "captions-0" / "manifest.json").unlink()
+        make_samples(folder / "captions-1", system, "captions", 2, captions=changed)
     with pytest.raises(UserError, match="inputs that have changed"):
         build_study(run, run.config, InProcess(), precious=True)
     assert build(run).hash != before.hash
@@ -140,7 +140,7 @@ def test_samples_that_would_tell_are_refused(tmp_path: Path, of_b: dict[str, Any
 
 def test_a_changed_sample_is_refused(tmp_path: Path) -> None:
     run = two_sources(tmp_path)
-    for path in (run.folder / "samples/glide/eval-0").glob("p0-*.png"):
+    for path in (run.folder / "samples/glide/captions-0").glob("p0-*.png"):
         path.write_bytes(png(999, 16))
     with pytest.raises(UserError, match="not the image that its index"):
         build(run)
