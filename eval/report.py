@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ from training.batches import reduce_image
 
 SYSTEMS = ("unclip", "glide")
 GRID_SIDE = 4
+ATTRIBUTES_FIRST = ("colour", "background", "colour+background", "shape", "size", "position", "texture")
+HUMAN_COLUMNS = ("question", "simulated", "raters", "system_a", "system_b", "n", "win_rate", "lo", "hi")
 SIDE_BY_SIDE = 12  # captions shown at every scale
 TITLES = {
     "fid": "FID", "fd": "Frechet distance", "clip_score": "CLIP score", "clip_score_hessel": "CLIP score (Hessel)",
@@ -138,7 +140,7 @@ def _by_prompt(artifact: Artifact, prompts: Sequence[str] | None = None) -> dict
 
 def figures(run: Run, rows: Sequence[Row]) -> dict[str, Any]:
     """Guidance curves of every metric but the two-object details, and the funnel, as data URLs."""
-    metrics = dict.fromkeys(r.metric for r in rows if r.system in SYSTEMS and "two objects" not in r.metric)
+    metrics = in_order(r.metric for r in rows if r.system in SYSTEMS and "two objects" not in r.metric)
     curves = [figure_url(guidance_curve([r for r in rows if r.metric == m], title_of(m))) for m in metrics]
     return {"curves": curves, "funnel": figure_url(draw_funnel(funnel_rows(run)))}
 
@@ -150,6 +152,16 @@ def title_of(metric: str) -> str:
     """`attribute_accuracy[colour]` -> `Accuracy: colour`."""
     family, _, what = metric.removesuffix("]").partition("[")
     return f"{TITLES.get(family, family)}: {what}" if what else TITLES.get(family, family)
+
+
+def in_order(metrics: Iterable[str]) -> list[str]:
+    """Distinct metrics as they came, attributes by how much they matter."""
+
+    def rank(metric: str) -> int:
+        what = metric.removesuffix("]").partition("[")[2].partition(",")[0]
+        return ATTRIBUTES_FIRST.index(what) if what in ATTRIBUTES_FIRST else -1
+
+    return sorted(dict.fromkeys(metrics), key=rank)
 
 
 def columns_of(rows: Sequence[Row]) -> list[tuple[str, float | None]]:
@@ -172,9 +184,7 @@ def tables(rows: Sequence[Row]) -> list[dict[str, Any]]:
         if mine:
             cells = {(r.metric, r.system, r.guidance): r for r in mine}
             columns = columns_of(mine)
-            lines = [
-                (m, [cells.get((m, *column)) for column in columns]) for m in dict.fromkeys(r.metric for r in mine)
-            ]
+            lines = [(m, [cells.get((m, *column)) for column in columns]) for m in in_order(r.metric for r in mine)]
             found.append({"caption": caption, "columns": columns, "lines": lines})
     return found
 
@@ -196,7 +206,8 @@ def render(
         "pretty": lambda v: json.dumps(v, indent=2, ensure_ascii=False),
     }
     template = environment.get_template("report.html.j2")
-    differences = [r for r in rows if r.system == " - ".join(SYSTEMS)]
+    paired = [r for r in rows if r.system == " - ".join(SYSTEMS)]
+    differences = [(m, [r for r in paired if r.metric == m]) for m in in_order(r.metric for r in paired)]
     classifier = [r for r in rows if r.metric.startswith("classifier")]
     warnings: dict[str, list[str]] = {}
     for row in rows:
@@ -206,12 +217,23 @@ def render(
             )
     return template.render(
         report=report, tables=tables(rows), differences=differences, classifier=classifier, warnings=warnings,
-        scales=sorted({r.guidance for r in differences}), pictures=pictures, figures=figures,
+        scales=sorted({r.guidance for r in paired}), pictures=pictures, figures=figures,
+        human_columns=human_columns(report["human_evaluation"]),
     )  # fmt: skip
 
 
+def human_columns(results: Mapping[str, Any] | None) -> list[str]:
+    """The columns of the human evaluation's table: the known ones first, then whatever else it holds."""
+    found = dict.fromkeys(column for line in (results or {}).get("questions", []) for column in line)
+    return [c for c in HUMAN_COLUMNS if c in found] + [c for c in found if c not in HUMAN_COLUMNS]
+
+
 def number(value: Any) -> str:
-    """Three significant digits and never an exponent for sizes that people read; other values as they are."""
+    """Three decimals below 10, one above; nothing for None; other values as they are."""
+    if value is None:
+        return "-"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {number(inner)}" for key, inner in value.items())
     if isinstance(value, bool) or not isinstance(value, float | int):
         return str(value)
     if isinstance(value, int):

@@ -40,6 +40,9 @@ def simulate(config: Config, _: argparse.Namespace) -> None:
 
     run, study, store = _open(config)
     settings = config[HumanevalSettings].simulated
+    if not settings.raters:
+        print("humaneval.simulated.raters is 0: no rater is simulated in this run")
+        return
     ratings = simulation.simulate(study, store, settings, run.seed)
     print(
         f"{simulation.DISCLAIMER}\n{settings.raters} simulated raters gave {ratings} new ratings to study {study.hash[:12]}"
@@ -51,6 +54,10 @@ def results(config: Config, _: argparse.Namespace) -> None:
 
     run, study, store = _open(config)
     ratings = store.ratings()
+    if not ratings:
+        # Not an error: `make eval` ends here for every run whose study waits for people.
+        print(f"nobody has rated study {study.hash[:12]} yet; `make rate` starts the rating page")
+        return
     summary = summarise(study, ratings)
     print("\n".join(_columns(results_table(summary))))
     if summary["note"]:

@@ -23,10 +23,10 @@ class QuestionCounts(Settings):
 
 
 class SimulatedRaters(Settings):
-    """Raters played by a program, for tests and the demo. `noise` is the spread of their judgement beside `contrast` differences
+    """Raters played by a program, for tests and the demo; none unless a profile asks. `noise` is the spread of their judgement beside `contrast` differences
     of the order of 0.1; below `indecision` they answer "not sure"."""
 
-    raters: int = Field(default=12, ge=0, le=10_000)
+    raters: int = Field(default=0, ge=0, le=10_000)
     noise: float = Field(default=0.1, ge=0)
     indecision: float = Field(default=0.02, ge=0)
 

@@ -101,26 +101,27 @@ def load_decoder(artifact: Artifact, clip_identity: str | None = None) -> Traine
 
 
 def _load(artifact: Artifact, kinds: tuple[Kind, ...], clip_identity: str | None) -> Trained:
-    config = read_json(artifact.require("make train").folder / CONFIG, "model config")
-    where = artifact.folder
+    where = artifact.require("make train").folder
+    config = read_json(where / CONFIG, "model config")
     if config.get("format") != FORMAT:
+        found = config.get("format")
         raise UserError(
-            f"{where / CONFIG} has format {config.get('format')!r}, this version reads {FORMAT}; train it again (`make train`)"
+            f"{where / CONFIG} has format {found!r}, this version reads {FORMAT}; train it again (`make train`)"
         )
-    if config["kind"] not in kinds:
-        raise UserError(f"{where} holds a {config['kind']}, not a {' or '.join(kinds)}; name another folder")
-    identity = config["inputs"]["clip"]
+    try:
+        kind, identity, precision = config["kind"], config["inputs"]["clip"], config["training"]["precision"]
+        network, process = build(config), Process(DiffusionSettings(**config["diffusion"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{where / CONFIG} does not describe a model: {type(error).__name__}: {error}") from None
+    if kind not in kinds:
+        raise UserError(f"{where} holds a {kind}, not a {' or '.join(kinds)}; name another folder")
     if clip_identity is not None and identity != clip_identity:
         raise UserError(
             f"{where} was trained beside the CLIP {identity[:12]}, the one in use is {clip_identity[:12]}: their embeddings have "
             f"nothing in common; use the CLIP it was trained with, or delete {where} and run `make train`"
         )
-    network = build(config)
     load_strictly(network, where / WEIGHTS)
-    process = Process(DiffusionSettings(**config["diffusion"]))
-    return Trained(
-        config["kind"], network.eval().requires_grad_(False), process, config["training"]["precision"], identity, config
-    )
+    return Trained(kind, network.eval().requires_grad_(False), process, precision, identity, config)
 
 
 def build(config: Mapping[str, Any]) -> nn.Module:

@@ -79,11 +79,13 @@ def spread(n: int, count: int) -> NDArray[np.int64]:
 def cosines(drawn: Tensor, pairs: PairBatch, mean: Tensor) -> dict[str, float]:
     """Mean cosine to the true z_i of the prior's draws and of what needs no prior: z_t, the mean embedding, another caption's draw."""
     truth = pairs.image_embedding
+    # Half way round: the neighbouring row is often another caption of the same image.
+    other = drawn.roll(len(drawn) // 2, 0)
     against = {
         "sample": drawn,
         "text": pairs.text_embedding,
         "mean": mean.expand_as(truth),
-        "shuffled": drawn.roll(1, 0),
+        "shuffled": other,
     }
     return {
         f"cosine_{name}": cosine_similarity(z.double(), truth.double()).mean().item() for name, z in against.items()

@@ -59,8 +59,8 @@ class DiffusionSettings(Settings):
 class PriorArchitecture(Settings):
     """diffusers' PriorTransformer: one causal transformer over caption tokens, z_t, timestep, noised z_i and a final query."""
 
-    width: int = Field(default=160, ge=8)
-    depth: int = Field(default=4, ge=1)
+    width: int = Field(default=192, ge=8)
+    depth: int = Field(default=3, ge=1)
     heads: int = Field(default=4, ge=1)
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
@@ -129,7 +129,7 @@ _CLIP_DEFAULTS: dict[str, Any] = {
 }
 
 _PRIOR_PRESETS: dict[str, dict[str, Any]] = {
-    "tiny": {"optimiser": {"steps": 500, "batch": 128, "lr": 1e-3}},
+    "tiny": {"optimiser": {"steps": 500, "batch": 128, "lr": 1e-3, "ema": 0.99}},
     "small": {
         "architecture": {"width": 512, "depth": 8, "heads": 8},
         "optimiser": {
@@ -147,7 +147,11 @@ _PRIOR_PRESETS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 _DECODER_PRESETS: dict[str, dict[str, Any]] = {
-    "tiny": {"optimiser": {"steps": 1500, "batch": 32, "lr": 1e-3}},
+    # x_0-prediction learns visibly faster than v at 16 pixels and a few hundred steps.
+    "tiny": {
+        "diffusion": {"prediction": "x0"},
+        "optimiser": {"steps": 900, "batch": 32, "lr": 2e-3, "warmup": 100},
+    },
     "small": {
         "architecture": {
             "side": 64, "channels": (128, 256, 384, 512), "depth": 2, "norm_groups": 32,
@@ -228,7 +232,7 @@ class DecoderSettings(TrainingSection):
     diffusion: DiffusionSettings = DiffusionSettings()
     drop_clip: float = Field(default=0.1, ge=0, le=1)
     drop_caption: float = Field(default=0.5, ge=0, le=1)
-    drop_caption_glide: float = Field(default=0.2, ge=0, le=1)
+    drop_caption_glide: float = Field(default=0.15, ge=0, le=1)
 
     @model_validator(mode="before")
     @classmethod

@@ -117,10 +117,10 @@ def test_each_condition_matters_only_where_it_is_kept() -> None:
 def test_masks_are_per_row_and_encoding_once_is_the_same() -> None:
     network, x = decoder(True), torch.randn(2, 3, 8, 8)
     cond = DecoderCondition(IDS, z(1), drops(True, False), drops(False, True))
-    one_by_one = [
-        network(x[i : i + 1], T[i : i + 1], DecoderCondition(IDS[i : i + 1], z(1)[i : i + 1], cond.drop_caption[i : i + 1], cond.drop_clip[i : i + 1]))
-        for i in (0, 1)
-    ]  # fmt: skip
+    one_by_one = []
+    for i in (slice(0, 1), slice(1, 2)):
+        row = DecoderCondition(IDS[i], z(1)[i], cond.drop_caption[i], cond.drop_clip[i])
+        one_by_one.append(network(x[i], T[i], row))
     assert torch.allclose(network(x, T, cond), torch.cat(one_by_one), atol=1e-5)
     assert torch.equal(network(x, T, cond), network(x, T, network.encode(cond)))
 

@@ -11,12 +11,13 @@ from PIL import Image
 from data.errors import UserError
 from data.run import Run
 from embed.clip import load_clip
+from embed.reader import PairBatch
 from tests.conftest import make_config
 from training.__main__ import COMMANDS
 from training.batches import PixelStore, reduce_image, to_uint8, to_unit
 from training.clip import clip_pixels, model_config, normalised, retrieval
 from training.decoder import DecoderTask
-from training.prior import spread
+from training.prior import cosines, spread
 from training.sample import fixed_batches, keep_closest, save_grid
 from training.settings import ClipArchitecture
 
@@ -73,7 +74,7 @@ def test_batches_have_one_size_and_cover_every_row_once() -> None:
     ("kind", "expected"),
     [
         ("decoder", {"both": 0.45, "clip": 0.45, "caption": 0.05, "none": 0.05}),
-        ("glide", {"caption": 0.8, "none": 0.2}),
+        ("glide", {"caption": 0.85, "none": 0.15}),
     ],
 )
 def test_drop_rates(kind: str, expected: dict[str, float]) -> None:
@@ -93,6 +94,16 @@ def test_drop_rates(kind: str, expected: dict[str, float]) -> None:
 def test_spread_covers_the_range_in_order() -> None:
     assert spread(10, 4).tolist() == [0, 3, 6, 9]
     assert spread(3, 100).tolist() == [0, 1, 2]
+
+
+def test_controls_of_the_prior_compare_with_other_images() -> None:
+    truth = torch.eye(4).repeat_interleave(2, dim=0)  # four images, two captions each
+    pairs = PairBatch(
+        list("aabbccdd"), np.array([0, 1] * 4, np.int32), truth, -truth, torch.zeros(8, 3), torch.zeros(8)
+    )
+    found = cosines(truth, pairs, torch.ones(4))
+    expected = {"cosine_sample": 1.0, "cosine_text": -1.0, "cosine_mean": 0.5, "cosine_shuffled": 0.0}
+    assert found == pytest.approx(expected)
 
 
 def test_retrieval_of_known_neighbours() -> None:

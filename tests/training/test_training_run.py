@@ -124,6 +124,9 @@ def test_weights_that_do_not_fit_are_refused_in_words(trained_run: Run, tmp_path
     path.write_bytes(b"not safetensors")
     with pytest.raises(UserError, match="cannot be read"):
         load_prior(artifact)
+    (artifact.folder / "config.json").write_text('{"format": 1, "kind": "prior"}')
+    with pytest.raises(UserError, match="does not describe a model: KeyError"):
+        load_prior(artifact)
     (artifact.folder / "config.json").write_text('{"format": 99}')
     with pytest.raises(UserError, match="format 99"):
         load_prior(artifact)

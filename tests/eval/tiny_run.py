@@ -1,0 +1,114 @@
+"""A tiny run on disk: real artifacts of the synthetic world, two fake systems whose quality is known, a fake CLIP."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from data.artifacts import PartSpec
+from data.config import parse_config
+from data.executors import InProcess
+from data.run import Run
+from data.runner import Stage, run_stage
+from data.shards import Sample, ShardWriter
+from data.sources import scene_world as world
+from eval.image_sets import write_png
+
+SIDE = 16
+N = 360
+HOSTILE = "<script>alert('x')</script> & a \"red\" square on a white background"
+FUNNEL = {
+    "planned_samples": N, "planned_pairs": 2 * N, "stored_samples": N, "stored_pairs": 2 * N, "kept_samples": N, "kept_pairs": 2 * N,
+}  # fmt: skip
+
+
+def split_of(i: int) -> str:
+    return "test" if i % 4 == 0 else "val" if i % 4 == 1 else "train"
+
+
+def write_dataset(spec: PartSpec, attempt: Path) -> dict[str, int]:
+    writer = ShardWriter(attempt / "shards" / "00000.tar")
+    for i in range(N):
+        scene = world.scene(0, i)
+        records = world.captions(scene, 0, i)
+        meta = {
+            "captions": [r.text for r in records], "split": split_of(i), "attributes": world.sample_attributes(scene, records),
+        }  # fmt: skip
+        writer.write(Sample(f"{i:06d}", write_png(np.asarray(world.draw(scene, 64))), "png", meta))
+    writer.close()
+    (attempt / "ledger").mkdir()
+    ledger = pa.table({"key": [f"{i:06d}" for i in range(N)], "reason": pa.nulls(N, pa.string())})
+    pq.write_table(ledger, attempt / "ledger" / "00000.parquet")
+    return FUNNEL
+
+
+def write_view(spec: PartSpec, attempt: Path) -> dict[str, int]:
+    pairs = [(f"{i:06d}", c) for i in range(N) for c in range(2)]
+    columns = {"key": [k for k, _ in pairs], "caption_index": pa.array([c for _, c in pairs], pa.int32())}
+    pq.write_table(pa.table(columns | {"keep": [True] * len(pairs)}), attempt / "00000.parquet")
+    return FUNNEL
+
+
+class FakeClip:
+    """Embeds an image as its mean colour by quadrant, a caption as random numbers fixed by its text; both at unit length."""
+
+    identity = "ab" * 32
+    embed_dim = 12
+
+    def tokenize(self, captions: Sequence[str]) -> list[str]:
+        return list(captions)
+
+    def encode_text(self, captions: Sequence[str]) -> torch.Tensor:
+        rows = [np.random.default_rng(list(c.encode())).normal(size=12) for c in captions]
+        return torch.nn.functional.normalize(torch.from_numpy(np.stack(rows)).float(), dim=-1)
+
+    def encode_images(self, images: np.ndarray) -> torch.Tensor:
+        x = torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(images.astype(np.float32)).permute(0, 3, 1, 2), 2)
+        return torch.nn.functional.normalize(x.flatten(1) - 128, dim=-1)
+
+
+class FakeSystem:
+    """Draws what the caption says (`faithful`) or scenes that have nothing to do with it."""
+
+    side, steps, guidance_prior = SIDE, 5, None
+    sampling: Mapping[str, float] = {"batch": 8}
+
+    def __init__(self, name: str, faithful: bool) -> None:
+        self.name, self.faithful, self.inputs = name, faithful, {"model": name}
+        self.calls = 0
+
+    def generate(self, captions: Sequence[str], seeds: Sequence[int], guidance: float) -> np.ndarray:
+        self.calls += 1
+        return np.stack([self._draw(c, s) for c, s in zip(captions, seeds, strict=True)])
+
+    def _draw(self, caption: str, seed: int) -> np.ndarray:
+        scene = world.scene(1, seed, two_objects=0.0)
+        words = set(caption.replace("<", " ").split()) if self.faithful else set()
+        thing = scene.objects[0]
+        said = {n: next((v for v in table if v in words), getattr(thing, n)) for n, table in TABLES.items()}
+        thing = world.Thing(**said, position=thing.position)
+        background = next((b for b in world.BACKGROUNDS if b in words), scene.background)
+        image = world.draw(world.Scene((thing,), background, scene.texture, scene.phase), 64)
+        return np.asarray(image.reduce(64 // SIDE))
+
+
+TABLES = {"shape": world.SHAPES, "colour": world.COLOURS, "size": world.SIZES}
+
+
+def make_run(folder: Path, **settings: object) -> Run:
+    tables = {
+        "run": {"name": "tiny", "folder": str(folder), "seed": 3},
+        "dataset": {"scenes": {"samples": N}},
+        "eval": {
+            "captions": {"captions": 44, "samples": 2, "two_object": 4}, "grids": {"captions": 3, "samples": 16},
+            "guidance": [1.0, 2.0], "reference_images": 150, "bootstrap_draws": 200,
+            "attributes": {"scenes": 180, "held_out": 60, "steps": 60, "batch": 32, "width": 8}, **settings,
+        },
+    }  # fmt: skip
+    run = Run.open(parse_config(tables, "test"))
+    for name, make in (("dataset", write_dataset), ("views/base", write_view), ("views/train", write_view)):
+        run_stage(Stage(name.replace("/", "-"), 1, run.folder / name, {}, [PartSpec("00000")], make), InProcess())
+    return run
