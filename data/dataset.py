@@ -30,6 +30,7 @@ from data.shards import Sample, ShardWriter
 from data.sources.candidates import Candidate
 from data.sources.folder import folder_candidates
 from data.sources.scenes import PREFIX, scenes_candidates, scenes_server
+from data.sources.table import table_candidates
 
 STAGE_VERSION = 1
 
@@ -40,7 +41,7 @@ def build_dataset(run: Run, executor: Executor) -> Artifact:
     folder = run.dataset.folder
     table = plan_table(candidates(settings, run.seed), settings.samples_per_shard, settings.split, run.seed)
     freeze_plan(folder, table)
-    shaping = settings.model_dump(mode="json", exclude={"fetch", "folder"}) | {"seed": run.seed}
+    shaping = settings.model_dump(mode="json", exclude={"fetch", "folder", "table"}) | {"seed": run.seed}
     with serving(settings) as source:
         payload = {
             "source": source,
@@ -61,6 +62,8 @@ def candidates(settings: DatasetSettings, seed: int) -> Iterator[Candidate]:
     """The configured source's candidates, in the source's fixed order."""
     if settings.scenes is not None:
         return scenes_candidates(settings.scenes, seed)
+    if settings.table is not None:
+        return table_candidates(settings.table)
     assert settings.folder is not None
     return folder_candidates(settings.folder)
 
@@ -72,6 +75,9 @@ def serving(settings: DatasetSettings) -> Iterator[dict[str, Any]]:
         with scenes_server(settings.scenes) as address:
             yield {"kind": "scenes", "address": address}
         return
+    if settings.table is not None:
+        yield {"kind": "web"}
+        return
     assert settings.folder is not None
     yield {"kind": "folder", "root": settings.folder.path}
 
@@ -79,6 +85,8 @@ def serving(settings: DatasetSettings) -> Iterator[dict[str, Any]]:
 def fetcher(source: dict[str, Any], settings: FetchSettings) -> Callable[[str], Fetched]:
     if source["kind"] == "folder":
         return FolderFetcher(Path(source["root"]), settings.max_bytes)
+    if source["kind"] == "web":
+        return HttpFetcher(settings)
     base = f"http://{source['address']}/"
     return HttpFetcher(settings, trusted=source["address"], rewrite=lambda url: url.replace(PREFIX, base, 1))
 

@@ -14,8 +14,8 @@ PLAIN_INTERVAL_S = 10.0
 class Bar:
     """Counts units done; `note` replaces the text at the end of the line (a loss, a rate of success)."""
 
-    def __init__(self, what: str, total: int, unit: str, live: Progress | None) -> None:
-        self.what, self.total, self.unit = what, total, unit
+    def __init__(self, what: str, total: int, unit: str, live: Progress | None, quiet: bool = False) -> None:
+        self.what, self.total, self.unit, self.quiet = what, total, unit, quiet
         self.done = 0
         self._start = self._printed = time.monotonic()
         self._live = live
@@ -27,7 +27,7 @@ class Bar:
         rate = f"{self.done / elapsed:.1f} {self.unit}/s"
         if self._live is not None and self._task is not None:
             self._live.update(self._task, completed=self.done, rate=rate, note=note)
-        elif time.monotonic() - self._printed > PLAIN_INTERVAL_S or self.done >= self.total:
+        elif not self.quiet and (time.monotonic() - self._printed > PLAIN_INTERVAL_S or self.done >= self.total):
             self._printed = time.monotonic()
             left = (self.total - self.done) * elapsed / max(self.done, 1)
             print(
@@ -37,10 +37,10 @@ class Bar:
 
 
 @contextmanager
-def progress(what: str, total: int, unit: str) -> Iterator[Bar]:
-    """Show the progress of `total` units (named in the plural, e.g. "parts")."""
-    if not sys.stdout.isatty():
-        yield Bar(what, total, unit, None)
+def progress(what: str, total: int, unit: str, quiet: bool = False) -> Iterator[Bar]:
+    """Show the progress of `total` units (named in the plural, e.g. "parts"); nothing when `quiet`."""
+    if quiet or not sys.stdout.isatty():
+        yield Bar(what, total, unit, None, quiet)
         return
     columns = [
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),

@@ -107,7 +107,8 @@ def _make_parts(
     deaths = {part.name: 0 for part in missing}
     failures: dict[str, str] = {}
     waiting, alone = list(missing), False
-    with progress(stage.name, len(missing), stage.unit) as bar:
+    # A stage of one part shows what happens inside it, if anything (a training's steps).
+    with progress(stage.name, len(missing), stage.unit, quiet=len(stage.parts) == 1) as bar:
         while waiting:
             batches = [[part] for part in waiting] if alone else [waiting]
             suspects = []

@@ -43,6 +43,14 @@ class FolderSettings(Settings):
     captions: str = "captions.csv"
 
 
+class TableSettings(Settings):
+    """A Parquet, CSV, TSV or JSON-lines file with one row a pair; `url` and `caption` name its columns."""
+
+    path: str
+    url: str = "url"
+    caption: str = "caption"
+
+
 class ImageSettings(Settings):
     """How an image is stored. `center_crop`: shorter side scaled to `size`, then cropped; `keep_ratio`: shorter side at most
     `size`; `no`: original size. Images whose shorter side is below `min_side` or whose header promises more than `max_pixels`
@@ -91,6 +99,7 @@ class DatasetSettings(Section):
     volatile: ClassVar[tuple[str, ...]] = ("fetch",)
     scenes: ScenesSettings | None = None
     folder: FolderSettings | None = None
+    table: TableSettings | None = None
     samples_per_shard: int = Field(default=1000, ge=1)
     image: ImageSettings = ImageSettings()
     fetch: FetchSettings = FetchSettings()
@@ -99,11 +108,11 @@ class DatasetSettings(Section):
 
     @model_validator(mode="after")
     def _one_source(self) -> "DatasetSettings":
-        given = [name for name in ("scenes", "folder") if getattr(self, name) is not None]
+        sources = ("scenes", "folder", "table")
+        given = [name for name in sources if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(
-                f"exactly one source is needed, [dataset.scenes] or [dataset.folder]; got {given or 'none'}"
-            )
+            tables = ", ".join(f"[dataset.{name}]" for name in sources)
+            raise ValueError(f"exactly one source is needed, one of {tables}; got {given or 'none'}")
         return self
 
 
