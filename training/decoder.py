@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ class DecoderTask:
     """Predict the noise process's target for pixels, given z_i and caption (decoder) or the caption alone (GLIDE)."""
 
     def __init__(
-        self, kind: Literal["decoder", "glide"], settings: DecoderSettings, clip: ClipShape,
+        self, kind: Literal["decoder", "glide"], settings: DecoderSettings, clip: ClipShape, clip_model: Any,
         train: EmbeddingReader, val: EmbeddingReader, pixels: PixelStore, seed: int,
     ) -> None:  # fmt: skip
         self.name, self.settings, self.seed = kind, settings, seed
@@ -36,6 +36,8 @@ class DecoderTask:
         self.process = Process(settings.diffusion)
         with seeded("init", seed, kind):
             self.network = Decoder(settings.architecture, clip, use_clip=kind == "decoder")
+        if settings.architecture.text.start == "clip":
+            self.network.text_encoder.copy_clip(clip_model)
 
     def order(self, epoch: int) -> NDArray[np.int64]:
         return self.train.order(self.seed, epoch)
@@ -109,7 +111,7 @@ def _make(kind: Literal["decoder", "glide"], spec: PartSpec, attempt: Path) -> M
     pixels = PixelStore(
         ShardReader(run.dataset), [*train.keys.tolist(), *val.keys.tolist()], settings.architecture.side
     )
-    task = DecoderTask(kind, settings, shape, train, val, pixels, run.seed)
+    task = DecoderTask(kind, settings, shape, clip.model, train, val, pixels, run.seed)
     trainer = Trainer(task, settings.optimiser, run.seed, Path(spec.payload["work"]), settings.checkpoint_seconds)
     write_model(
         attempt, kind, trainer, settings.model_dump(mode="json", include={"architecture", "diffusion"}), shape, spec

@@ -72,8 +72,13 @@ class PriorArchitecture(Settings):
 
 
 class TextEncoderSettings(Settings):
-    """GLIDE's text transformer over token ids; its width is also the decoder's context width."""
+    """The decoder's text transformer over token ids; its width is also the decoder's context width.
 
+    `start = "random"` trains it with the decoder, as GLIDE and the paper do. `start = "clip"` copies the CLIP's text tower (whose
+    width, depth and heads it must have) and keeps it frozen: much cheaper where steps are few.
+    """
+
+    start: Literal["random", "clip"] = "random"
     width: int = Field(default=96, ge=8)
     depth: int = Field(default=2, ge=1)
     heads: int = Field(default=4, ge=1)

@@ -33,8 +33,8 @@ COLOURS: dict[str, RGB] = {
     "blue": (30, 60, 225),
     "pink": (250, 90, 190),
 }
-SIZES = {"small": 0.36, "large": 0.48}  # width of the figure, in image sides
-POSITIONS = {"centre": (0.5, 0.5), "left": (0.26, 0.5), "right": (0.74, 0.5), "top": (0.5, 0.26), "bottom": (0.5, 0.74)}
+SIZES = {"small": 0.42, "large": 0.52}  # width of the figure, in image sides
+POSITIONS = {"centre": (0.5, 0.5), "left": (0.24, 0.5), "right": (0.76, 0.5), "top": (0.5, 0.24), "bottom": (0.5, 0.76)}
 # The ground's two shades; a plain ground uses the first. Names and tones never meet those of the figures.
 BACKGROUNDS: dict[str, tuple[RGB, RGB]] = {
     "white": ((246, 246, 246), (214, 214, 214)),

@@ -1,9 +1,14 @@
 """Conditions, masks, and the paper's sizes."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
+from data.errors import UserError
+from embed.clip import load_clip_folder
+from tests.conftest import save_tiny_clip
 from training.networks import (
     INPUT_STD,
     ClipShape,
@@ -19,6 +24,7 @@ from training.settings import (
     PriorSettings,
     TextEncoderSettings,
 )
+from training.text_encoder import TextEncoder
 
 CLIP = ClipShape(embed_dim=8, context_length=6, vocab_size=12)
 SMALL_DECODER = DecoderArchitecture(
@@ -149,3 +155,26 @@ def test_parameter_counts_of_the_paper_preset() -> None:
     assert millions(d.unet) == pytest.approx(2238, abs=1)
     assert millions(d.text_encoder) - 49408 * 2048 / 1e6 == pytest.approx(1209, abs=1)
     assert millions(d) == pytest.approx(3563, abs=1)
+
+
+def test_a_text_encoder_copied_from_clip_gives_its_token_states_and_stays_frozen(tmp_path: Path) -> None:
+    clip = load_clip_folder(save_tiny_clip(tmp_path))
+    settings = TextEncoderSettings(start="clip", width=32, depth=2, heads=2)
+    encoder = TextEncoder(settings, clip.vocab_size, clip.context_length)
+    encoder.copy_clip(clip.model)
+    ids = clip.tokenize(["a large red cross on a white background", "a ring"])
+    states, final = encoder(ids, torch.zeros(2, dtype=torch.bool))
+    expected, real = clip.token_states(ids), ids != 0
+    assert torch.allclose(states[real], expected[real], atol=1e-5)
+    assert torch.allclose(final, expected[torch.arange(2), ids.argmax(1)], atol=1e-5)
+    trained = {name for name, p in encoder.named_parameters() if p.requires_grad}
+    assert trained == {"padding_embedding", "null_embedding"}
+
+
+def test_a_clip_of_another_shape_is_refused(tmp_path: Path) -> None:
+    clip = load_clip_folder(save_tiny_clip(tmp_path))
+    encoder = TextEncoder(
+        TextEncoderSettings(start="clip", width=64, depth=2, heads=2), clip.vocab_size, clip.context_length
+    )
+    with pytest.raises(UserError, match=r"text tower has \(32, 2, 2\), the config says \(64, 2, 2\)"):
+        encoder.copy_clip(clip.model)
