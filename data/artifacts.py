@@ -8,6 +8,7 @@
 Everything but the volatile facts is a pure function of settings, stage version and inputs, byte for byte.
 """
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -51,9 +52,9 @@ def fsync_path(path: Path) -> None:
 
 def publish_bytes(path: Path, content: bytes) -> None:
     """Write a file so that a reader, or a rerun after a crash, sees the old bytes or the new ones and nothing between."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
             file.write(content)
             file.flush()
@@ -61,7 +62,8 @@ def publish_bytes(path: Path, content: bytes) -> None:
         os.replace(temporary, path)
         fsync_path(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise_if_full(error, path)
         raise
 

@@ -1,6 +1,7 @@
 """The shape that all front doors share: `python -m <room> <command> --config FILE [section.key=value ...]`."""
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -35,13 +36,23 @@ def front_door(room: str, description: str, commands: Sequence[Command], argv: S
     except ToolkitError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_status
-    except KeyboardInterrupt:
-        print("stopped; what is complete is kept, the same command goes on from there", file=sys.stderr)
-        return 130
     except BrokenPipeError:
         # The reader of our output went away (`| head`); say nothing more, to nobody.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        if error.errno is None:  # not the operating system's word about a file, but a library's own error
+            raise
+        full = (
+            "; what is complete is kept: free some space and run the same command again"
+            if error.errno == errno.ENOSPC
+            else ""
+        )
+        print(f"error: {error.strerror}: {error.filename or 'while writing'}{full}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; what is complete is kept, the same command goes on from there", file=sys.stderr)
+        return 130
 
 
 def _parse(

@@ -36,7 +36,7 @@ SECTIONS = {
 class Settings(BaseModel):
     """Base of every settings model: frozen, strict types, unknown keys refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Section(Settings):

@@ -25,7 +25,7 @@ from data.ledger import LEDGER_SCHEMA, LOG_SCHEMA
 from data.plan import freeze_plan, plan_table, read_plan
 from data.run import Run
 from data.runner import Stage, run_stage
-from data.settings import DatasetSettings, FetchSettings, ImageSettings
+from data.settings import HOW_TO_ASK, DatasetSettings, FetchSettings, ImageSettings
 from data.shards import Sample, ShardWriter
 from data.sources.candidates import Candidate
 from data.sources.folder import folder_candidates
@@ -41,7 +41,9 @@ def build_dataset(run: Run, executor: Executor) -> Artifact:
     folder = run.dataset.folder
     table = plan_table(candidates(settings, run.seed), settings.samples_per_shard, settings.split, run.seed)
     freeze_plan(folder, table)
-    shaping = settings.model_dump(mode="json", exclude={"fetch", "folder", "table"}) | {"seed": run.seed}
+    # The folder's or table's own path is not recorded: its content is, in the frozen plan.
+    ways: Any = {"fetch": set(HOW_TO_ASK), "folder": True, "table": True}
+    shaping = settings.model_dump(mode="json", exclude=ways) | {"seed": run.seed}
     with serving(settings) as source:
         payload = {
             "source": source,
@@ -53,9 +55,8 @@ def build_dataset(run: Run, executor: Executor) -> Artifact:
         for shard in range(table["shard"][-1].as_py() + 1):
             rows = table.filter(pc.equal(table["shard"], shard))
             parts.append(PartSpec(f"{shard:05d}", {"plan": fingerprint(rows.to_pylist())}, {**payload, "shard": shard}))
-        return run_stage(
-            Stage("dataset", STAGE_VERSION, folder, shaping, parts, make_shard, finish), executor, run.logs
-        )
+        stage = Stage("dataset", STAGE_VERSION, folder, shaping, parts, make_shard, finish, precious=True)
+        return run_stage(stage, executor, run.logs)
 
 
 def candidates(settings: DatasetSettings, seed: int) -> Iterator[Candidate]:
@@ -79,7 +80,7 @@ def serving(settings: DatasetSettings) -> Iterator[dict[str, Any]]:
         yield {"kind": "web"}
         return
     assert settings.folder is not None
-    yield {"kind": "folder", "root": settings.folder.path}
+    yield {"kind": "folder", "root": str(Path(settings.folder.path).resolve())}
 
 
 def fetcher(source: dict[str, Any], settings: FetchSettings) -> Callable[[str], Fetched]:
@@ -97,6 +98,8 @@ def make_shard(spec: PartSpec, attempt: Path) -> dict[str, int]:
     image = ImageSettings(**payload["image"])
     settings = FetchSettings(**payload["fetch"])
     rows = read_plan(Path(payload["plan"]), payload["shard"]).to_pylist()
+    if fingerprint(rows) != spec.inputs["plan"]:
+        raise UserError(f"{payload['plan']}/plan.parquet changed while its shards were made; run `make dataset` again")
     wanted = [row for row in rows if row["captions"]]
     start = time.perf_counter()
     outcomes, spool = download_shard(

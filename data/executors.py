@@ -53,7 +53,6 @@ class OnDask:
         todo = list(zip(labels, calls, strict=True))[::-1]
         running: dict[Any, T] = {}
         completed = as_completed(with_results=False)
-        threads = max(1, sum(self.client.nthreads().values()))
 
         def submit() -> None:
             label, args = todo.pop()
@@ -61,14 +60,17 @@ class OnDask:
             running[future] = label
             completed.add(future)
 
-        while todo and len(running) < threads:
-            submit()
+        def fill() -> None:
+            # Read anew each time: workers of a running scheduler come and go.
+            while todo and len(running) < max(1, sum(self.client.nthreads().values())):
+                submit()
+
+        fill()
         for future in completed:
             label = running.pop(future)
             yield label, self._outcome(future)
             future.release()
-            if todo:
-                submit()
+            fill()
 
     def _outcome(self, future: Any) -> Any:
         from distributed import KilledWorker
@@ -117,6 +119,12 @@ def open_executor(settings: ClusterSettings, scratch: Path) -> Iterator[Executor
             except (OSError, ValueError, TimeoutError) as error:
                 raise UserError(f"cluster.address: no Dask scheduler answers at {settings.address}: {error}") from None
             with client:
+                try:
+                    client.wait_for_workers(1, timeout=60)
+                except TimeoutError:
+                    raise UserError(
+                        f"cluster.address: the scheduler at {settings.address} has no worker after 60 s"
+                    ) from None
                 yield OnDask(client)
             return
         scratch.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 from data.artifacts import Artifact
 from data.run import Run
+from data.status import stale
+from data.views import BASE_REASONS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,9 +36,10 @@ def funnel_rows(run: Run) -> list[FunnelRow]:
     rows.append(FunnelRow("stored", None, counts["stored_samples"], counts["stored_pairs"]))
     before = rows[-1]
     for name in ("base", "train"):
-        if run.view(name).is_complete():
-            rows += _view_rows(name, run.view(name), before)
-            before = rows[-1]
+        if not run.view(name).is_complete() or stale(run, f"views/{name}", run.view(name)):
+            break  # a view of another dataset would not add up; `make status` says why it is stale
+        rows += _view_rows(name, run.view(name), before)
+        before = rows[-1]
     return rows
 
 
@@ -47,15 +50,7 @@ def _view_rows(name: str, view: Artifact, before: FunnelRow) -> list[FunnelRow]:
         k.removeprefix("dropped_").removesuffix("_pairs"): v for k, v in counts.items() if k.startswith("dropped_")
     }
     if name != "base":
-        base = {
-            "duplicate_image",
-            "repeated_caption",
-            "image_too_small",
-            "aspect_too_large",
-            "caption_too_short",
-            "caption_too_long",
-        }
-        dropped = {reason: n for reason, n in dropped.items() if reason not in base}
+        dropped = {reason: n for reason, n in dropped.items() if reason not in BASE_REASONS}
     rows = [FunnelRow(f"view {name}", reason, None, n) for reason, n in sorted(dropped.items())]
     rows.append(FunnelRow(f"view {name}", None, counts["kept_samples"], counts["kept_pairs"]))
     assert before.pairs == sum(r.pairs for r in rows), f"view {name}: {before.pairs} pairs before, {rows} after"

@@ -18,7 +18,8 @@ class Run:
         settings = config[RunSettings]
         self.config = config
         self.seed = settings.seed
-        self.folder = Path(settings.folder) / settings.name
+        # Absolute, because workers may have another working directory.
+        self.folder = (Path(settings.folder) / settings.name).resolve()
 
     @classmethod
     def open(cls, config: Config) -> "Run":
@@ -30,6 +31,12 @@ class Run:
         if not path.exists() or path.read_bytes() != text:
             publish_bytes(path, text)
         return run
+
+    def portable_config(self) -> dict[str, Any]:
+        """The config for a worker elsewhere: the run folder by its absolute path."""
+        config = self.config.to_dict()
+        config["run"]["folder"] = str(self.folder.parent)
+        return config
 
     def artifact(self, relative: str) -> Artifact:
         return Artifact(self.folder / relative)
@@ -74,10 +81,7 @@ class Run:
         now = self.config.to_dict()
         for name in SECTIONS:
             model = section_model(name)
-            before, after = (
-                flatten(_shaping(saved.get(name, {}), model.volatile)),
-                flatten(_shaping(now.get(name, {}), model.volatile)),
-            )
+            before, after = (_shaping(flatten(tables.get(name, {})), model.volatile) for tables in (saved, now))
             changed = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
             owned = (
                 [o for o in model.owns if any((self.folder / o).glob("**/plan.json"))]
@@ -97,5 +101,6 @@ class Run:
         return sorted({path.parent.relative_to(self.folder).as_posix() for path in self.folder.glob("**/plan.json")})
 
 
-def _shaping(section: dict[str, Any], volatile: tuple[str, ...]) -> dict[str, Any]:
-    return {key: value for key, value in section.items() if key not in volatile}
+def _shaping(settings: dict[str, Any], volatile: tuple[str, ...]) -> dict[str, Any]:
+    """Flattened settings without those that `volatile` names, singly or by their table."""
+    return {k: v for k, v in settings.items() if not any(k == name or k.startswith(f"{name}.") for name in volatile)}

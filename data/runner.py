@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import shutil
+import subprocess
 import sys
 import time
 import traceback
@@ -48,7 +49,8 @@ class Stage:
     """A stage ready to run. `version` is raised whenever the code's output changes for equal settings and inputs.
 
     `finish(folder, receipts)` may write files about the whole artifact (a dataset card) and returns their relative paths.
-    A `precious` stage (trained weights) refuses to remake finished parts whose inputs changed, instead of replacing them.
+    A `precious` stage (downloads, trained weights) refuses to remake finished parts whose inputs or stage version changed,
+    instead of replacing them.
     """
 
     name: str
@@ -240,6 +242,12 @@ def _discard_stale(artifact: Artifact, fingerprints: Mapping[str, str]) -> None:
 
 def _publish_manifest(stage: Stage, plan: Plan, artifact: Artifact) -> None:
     receipts = [receipt for part in plan.parts if (receipt := artifact.standing(part.name))]
+    lost = sorted({part.name for part in plan.parts} - {receipt.name for receipt in receipts})
+    if lost:
+        raise StageFailed(
+            f"{stage.name}: the workers report success, but {len(lost)} receipts are not in {stage.folder}/parts, "
+            f"e.g. {lost[0]}.json; do the workers see this folder under the same path?"
+        )
     whole = list(stage.finish(stage.folder, receipts)) if stage.finish else []
     files = {relative: file_facts(stage.folder / relative) for relative in sorted(whole)}
     boundary("manifest")
@@ -268,12 +276,12 @@ def provenance() -> dict[str, Any]:
 
 
 def git_commit() -> str:
-    """The checkout's commit as git itself stores it, or "unknown"."""
-    git = Path(__file__).resolve().parent.parent / ".git"
+    """The checkout's commit, with `-dirty` where files differ from it, or "unknown"."""
+    command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
     try:
-        head = (git / "HEAD").read_text().strip()
-        return (git / head.removeprefix("ref: ")).read_text().strip() if head.startswith("ref: ") else head
-    except OSError:
+        here = Path(__file__).resolve().parent
+        return subprocess.run(command, cwd=here, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
         return "unknown"
 
 

@@ -53,14 +53,22 @@ def sample_artifacts(run_folder: Path) -> Iterator[Artifact]:
 
 
 def find_samples(run_folder: Path, system: str, prompt_set: str, guidance_decoder: float) -> Artifact:
-    """The samples of a system for a prompt set at one guidance scale. Raises UserError listing what there is."""
-    seen = []
+    """The samples of a system for a prompt set at one guidance scale. Raises UserError for none, listing what there is, and
+    for more than one (drawn with other steps, or by a model of another side)."""
+    found, seen = [], []
     for artifact in sample_artifacts(run_folder):
         settings = artifact.settings()
         facts = (settings["system"], settings["prompt_set"], settings["guidance_decoder"])
         if facts == (system, prompt_set, guidance_decoder):
-            return artifact
+            found.append(artifact)
         seen.append("{}/{} at guidance {}".format(*facts))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UserError(
+            f"{len(found)} folders hold samples of {system} for prompt set {prompt_set!r} at guidance {guidance_decoder:g}: "
+            f"{' and '.join(str(artifact.folder) for artifact in found)}; delete the outdated one"
+        )
     raise UserError(
         f"no samples of {system} for prompt set {prompt_set!r} at guidance {guidance_decoder} under {run_folder}/samples; "
         f"there are: {', '.join(seen) or 'none'}; run `make eval` (python -m eval sample) first"

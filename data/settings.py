@@ -74,8 +74,12 @@ class FetchSettings(Settings):
     max_redirects: int = Field(default=5, ge=0)
     attempts: int = Field(default=2, ge=1)
     allow_private_hosts: bool = False
-    user_agent: str = "unclip-toolkit (research crawler)"
+    user_agent: str = Field(default="unclip-toolkit (research crawler)", pattern=r"^\S[ -~]*$")
     respect_robots_tag: bool = True
+
+
+# How servers are asked; the other fetch settings decide what is stored.
+HOW_TO_ASK = ("threads", "deadline", "attempts", "user_agent")
 
 
 class SplitSettings(Settings):
@@ -96,7 +100,7 @@ class DatasetSettings(Section):
 
     section: ClassVar[str] = "dataset"
     owns: ClassVar[tuple[str, ...]] = ("dataset",)
-    volatile: ClassVar[tuple[str, ...]] = ("fetch",)
+    volatile: ClassVar[tuple[str, ...]] = tuple(f"fetch.{name}" for name in HOW_TO_ASK)
     scenes: ScenesSettings | None = None
     folder: FolderSettings | None = None
     table: TableSettings | None = None
@@ -104,7 +108,6 @@ class DatasetSettings(Section):
     image: ImageSettings = ImageSettings()
     fetch: FetchSettings = FetchSettings()
     split: SplitSettings = SplitSettings()
-    min_success_rate: float = Field(default=0.0, ge=0, le=1)
 
     @model_validator(mode="after")
     def _one_source(self) -> "DatasetSettings":

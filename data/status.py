@@ -1,6 +1,9 @@
-"""What a run has, what is incomplete or stale, and which command comes next."""
+"""What a run has, what is incomplete or stale and why, and which command comes next."""
 
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from data.artifacts import Artifact
 from data.run import Run
@@ -17,9 +20,11 @@ ORDER = (
     ("models/decoder", "make train"),
     ("models/glide", "make train"),
     ("samples", "make eval"),
-    ("eval", "make eval"),
     ("humaneval/study", "make eval"),
+    ("eval", "make eval"),
 )
+# What today's digest of an input is, as the part `name` of the stage recorded it.
+Current = Callable[[Run, str], str | None]
 
 
 @dataclass(frozen=True)
@@ -40,46 +45,125 @@ def next_command(statuses: list[StageStatus]) -> str | None:
 
 
 def _status(run: Run, name: str, command: str) -> StageStatus:
-    folder = run.folder / name
-    nested = sorted(p.parent for p in folder.glob("**/plan.json")) if name in ("samples", "eval") else [folder]
-    if not nested or not (nested[0] / "plan.json").exists():
+    if name == "eval":
+        return StageStatus(name, *_report_state(run), command)
+    folders = (
+        sorted(p.parent for p in (run.folder / name).glob("*/*/plan.json"))
+        if name == "samples"
+        else [run.folder / name]
+    )
+    artifacts = [Artifact(folder) for folder in folders if (folder / "plan.json").exists()]
+    if not artifacts:
         return StageStatus(name, "missing", "", command)
-    artifacts = [Artifact(path) for path in nested]
-    incomplete = [a for a in artifacts if not a.is_complete()]
-    if incomplete:
-        plan = incomplete[0].plan_json() or {"parts": []}
-        done = sum(incomplete[0].standing(part["name"]) is not None for part in plan["parts"])
-        return StageStatus(
-            name, "incomplete", f"{done} of {len(plan['parts'])} parts of {incomplete[0].folder}", command
-        )
-    why = next((w for a in artifacts if (w := _stale(run, name, a))), "")
+    for artifact in artifacts:
+        if not artifact.is_complete():
+            parts = (artifact.plan_json() or {"parts": []})["parts"]
+            done = sum(artifact.standing(part["name"]) is not None for part in parts)
+            return StageStatus(name, "incomplete", f"{done} of {len(parts)} parts of {artifact.folder}", command)
+    wanted = _expected_samples(run) if name == "samples" else 1
+    if len(artifacts) < wanted:
+        return StageStatus(name, "incomplete", f"{len(artifacts)} of {wanted} sets", command)
+    why = next((w for artifact in artifacts if (w := stale(run, name, artifact))), "")
+    why = why or (_clip_changed(run) if name == "embeddings" else "")
     if why:
         return StageStatus(name, "stale", why, command)
-    counts = artifacts[0].manifest()["counts"]
-    shown = (
-        ", ".join(f"{k} {v:,}" for k, v in counts.items() if not k.startswith("dropped"))
-        if len(artifacts) == 1
-        else f"{len(artifacts)} artifacts"
-    )
-    return StageStatus(name, "complete", shown, command)
+    return StageStatus(name, "complete", _counts(artifacts), command)
 
 
-def _stale(run: Run, name: str, artifact: Artifact) -> str:
+def stale(run: Run, name: str, artifact: Artifact) -> str:
     """Why a complete artifact no longer matches what it was made from; empty when it does."""
-    sources = {
-        "views/base": (run.dataset, "ledger", lambda n: f"ledger/{n}.parquet"),
-        "embeddings": (run.dataset, "shard", lambda n: f"shards/{n}.tar"),
-        "scores/similarity": (run.embeddings, "embeddings", lambda n: f"{n}.parquet"),
-        "views/train": (run.view("base"), "base", lambda n: f"{n}.parquet"),
-    }
-    plan = artifact.plan_json()
-    if name not in sources or plan is None:
-        return ""
-    source, input_name, file_of = sources[name]
-    for part in plan["parts"]:
-        if input_name not in part["inputs"]:
-            continue
-        standing = source.standing(part["name"])
-        if standing is None or standing.files[file_of(part["name"])]["sha256"] != part["inputs"][input_name]:
-            return f"part {part['name']} of {source.folder} changed after it was made"
+    checks = _CHECKS.get(name, {})
+    for part in (artifact.plan_json() or {"parts": []})["parts"]:
+        for input_name, recorded in part["inputs"].items():
+            if input_name in checks and checks[input_name](run, part["name"]) != recorded:
+                return (
+                    f"{artifact.folder.name}: the {input_name} it was made from has changed since (part {part['name']})"
+                )
     return ""
+
+
+def _file(relative: str, pattern: str) -> Current:
+    """sha256 of the file of the same part in another artifact."""
+
+    def current(run: Run, part: str) -> str | None:
+        standing = run.artifact(relative).standing(part)
+        file = pattern.format(part)
+        return standing.files[file]["sha256"] if standing and file in standing.files else None
+
+    return current
+
+
+def _digest(relative: str) -> Current:
+    def current(run: Run, _: str) -> str | None:
+        artifact = run.artifact(relative)
+        return artifact.digest() if artifact.is_complete() else None
+
+    return current
+
+
+def _planned(run: Run, part: str) -> str | None:
+    plan = run.dataset.plan_json() or {"parts": []}
+    return next((p["inputs"]["plan"] for p in plan["parts"] if p["name"] == part), None)
+
+
+def _scored(run: Run, part: str) -> str | None:
+    standing = run.scores("similarity").standing(part)
+    return run.scores("similarity").part_digest(standing) if standing else None
+
+
+_CHECKS: Mapping[str, Mapping[str, Current]] = {
+    "views/base": {"ledger": _file("dataset", "ledger/{}.parquet"), "plan": _planned},
+    "clip": {"dataset": _digest("dataset"), "view": _digest("views/base")},
+    "embeddings": {"shard": _file("dataset", "shards/{}.tar")},
+    "scores/similarity": {"embeddings": _file("embeddings", "{}.parquet")},
+    "views/train": {"base": _file("views/base", "{}.parquet"), "similarity": _scored},
+    "models/prior": {"embeddings": _digest("embeddings"), "view": _digest("views/train")},
+    "models/decoder": {
+        "dataset": _digest("dataset"),
+        "embeddings": _digest("embeddings"),
+        "view": _digest("views/train"),
+    },
+    "models/glide": {
+        "dataset": _digest("dataset"),
+        "embeddings": _digest("embeddings"),
+        "view": _digest("views/train"),
+    },
+    "samples": {name: _digest(f"models/{name}") for name in ("prior", "decoder", "glide")},
+}
+
+
+def _clip_changed(run: Run) -> str:
+    """Why the embeddings do not belong to the run's own CLIP, where the run trains one; empty when they do."""
+    trained, cache = run.clip.folder / "metrics.json", run.embeddings.plan_json()
+    if not trained.exists() or cache is None:
+        return ""
+    identity = json.loads(trained.read_bytes())["identity"]
+    recorded = {part["inputs"]["clip"] for part in cache["parts"]}
+    return "" if recorded == {identity} else "embeddings: the clip they were made with has been replaced since"
+
+
+def _expected_samples(run: Run) -> int:
+    """Two systems at every guidance scale, and their grids."""
+    return 2 * (len(run.config.to_dict()["eval"]["guidance"]) + 1)
+
+
+def _report_state(run: Run) -> tuple[str, str]:
+    folder = run.folder / "eval"
+    lacking = [name for name in ("metrics.parquet", "report.json", "report.html") if not (folder / name).exists()]
+    if lacking:
+        return ("incomplete" if folder.exists() else "missing"), ", ".join(
+            lacking
+        ) + " missing" if folder.exists() else ""
+    recorded: dict[str, Any] = json.loads((folder / "report.json").read_bytes()).get("artifacts", {})
+    for name, digest in sorted(recorded.items()):
+        artifact = run.artifact(name)
+        if not artifact.is_complete() or artifact.digest() != digest:
+            return "stale", f"report: {name} has changed since"
+    return "complete", str(folder / "report.html")
+
+
+def _counts(artifacts: list[Artifact]) -> str:
+    if len(artifacts) > 1:
+        return f"{len(artifacts)} sets"
+    counts = artifacts[0].manifest()["counts"]
+    return ", ".join(f"{name} {n:,}" for name, n in counts.items() if not name.startswith("dropped"))

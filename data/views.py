@@ -23,6 +23,17 @@ STAGE_VERSION = 1
 VIEW_SCHEMA = pa.schema(
     [("key", pa.string()), ("caption_index", pa.int32()), ("keep", pa.bool_()), ("reason", pa.string())]
 )
+# Why the view `base` leaves a pair out; later views repeat these.
+BASE_REASONS = frozenset(
+    {
+        "duplicate_image",
+        "repeated_caption",
+        "image_too_small",
+        "aspect_too_large",
+        "caption_too_short",
+        "caption_too_long",
+    }
+)
 # Of equal images the copy in the most protected split stays, so that no test image is trained on.
 SPLIT_RANK = {"test": 0, "val": 1, "train": 2}
 
@@ -36,15 +47,17 @@ def build_base_view(run: Run) -> Artifact:
         if settings.drop_duplicates
         else {}
     )
+    planned = {part["name"]: part["inputs"]["plan"] for part in (dataset.plan_json() or {"parts": []})["parts"]}
     parts = []
     for receipt in dataset.receipts():
         ledger = receipt.files[f"ledger/{receipt.name}.parquet"]["sha256"]
+        plan = planned[receipt.name]
         keys = set(pq.read_table(ledger_path(dataset.folder, receipt.name), columns=["key"])["key"].to_pylist())
         ours = sorted(keys & duplicates.keys())
         parts.append(
             PartSpec(
                 receipt.name,
-                {"ledger": ledger, "duplicates": fingerprint(ours)},
+                {"ledger": ledger, "plan": plan, "duplicates": fingerprint(ours)},
                 {"dataset": str(dataset.folder), "duplicates": ours, **_dump(settings)},
             )
         )

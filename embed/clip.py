@@ -1,7 +1,8 @@
 """A CLIP of the run: its folder format, loading, tokenizer, and the digest by which caches and checkpoints name it.
 
 The folder is open_clip's own local format (`open_clip_config.json`, `open_clip_model.safetensors`), plus `bpe.txt.gz` where
-the vocabulary was shrunk. Weights come from safetensors only.
+the vocabulary was shrunk. A folder's weights are safetensors; pretrained tags go through open_clip's own loader, which unpickles
+nothing but tensors (`weights_only`).
 """
 
 import gzip
@@ -230,6 +231,7 @@ def _load_named(settings: ClipSettings, seed: int, batch: int) -> Clip:
     name, tag = settings.model or "", settings.tag
     if name not in open_clip.list_models():
         raise UserError(f"clip.model: open_clip knows no model {name!r}; see open_clip.list_models(), e.g. ViT-L-14")
+    tokenizer = _named_tokenizer(name)
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.filterwarnings("error", message="QuickGELU mismatch")
         torch.manual_seed(seed)
@@ -244,9 +246,23 @@ def _load_named(settings: ClipSettings, seed: int, batch: int) -> Clip:
     preprocess = dict(
         getattr(model.visual, "preprocess_cfg", None) or _preprocess_dict(PreprocessCfg(size=model.visual.image_size))
     )
-    tokenizer = open_clip.get_tokenizer(name)
     config = open_clip.get_model_config(name)
     return _frozen(model, config, preprocess, tokenizer, default_bpe(), f"{name}/{tag or 'random'}", batch)
+
+
+def _named_tokenizer(name: str) -> SimpleTokenizer:
+    """The tokenizer of an open_clip model, loaded before its weights are. Raises UserError unless it is CLIP's own."""
+    try:
+        tokenizer = open_clip.get_tokenizer(name)
+    except Exception as error:
+        first_line = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"clip: open_clip cannot load the tokenizer of {name}: {first_line[:300]}") from None
+    if not isinstance(tokenizer, SimpleTokenizer):
+        raise UserError(
+            f"clip.model: {name} uses {type(tokenizer).__name__}, whose padding and end-of-text are not CLIP's; "
+            "choose a model with CLIP's own tokenizer, e.g. ViT-L-14"
+        )
+    return tokenizer
 
 
 def _frozen(

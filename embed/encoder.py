@@ -41,7 +41,7 @@ def build_embeddings(run: Run, executor: Executor) -> Artifact:
         "clip.identity": clip.identity,
         "clip.name": clip.name,
     }
-    config = run.config.to_dict()
+    config = run.portable_config()
     parts = [PartSpec(NULL_PART, {"clip": clip.identity}, {"config": config})]
     for receipt in dataset.receipts():
         shard = dataset.folder / "shards" / f"{receipt.name}.tar"

@@ -1,6 +1,6 @@
 """Reading the embedding cache: aligned tensors by key, in an order that a seed fixes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,6 +61,12 @@ class EmbeddingReader:
         self.dim = int(self.metadata["dim"])
         names = [receipt.name for receipt in embeddings.receipts() if receipt.name != NULL_PART]
         table = pa.concat_tables([self._read_part(name, view, split) for name in names]) if names else pa.table({})
+        if split is not None and not len(table) and any(len(self._read_part(name, view, None)) for name in names):
+            raise UserError(
+                f"no pair of the split {split!r} is left in {self.folder}; a larger [dataset.split] {split} or a larger dataset gives some"
+                if split != "train"
+                else f"no pair of the split 'train' is left in {self.folder}; lower [dataset.split] val and test"
+            )
         if not len(table):
             raise UserError(
                 f"no pairs are left in {self.folder} after view {view.folder.name if view else '(none)'} and split {split or '(any)'}; "
@@ -123,19 +129,6 @@ class EmbeddingReader:
     def order(self, seed: int, epoch: int) -> NDArray[np.int64]:
         """A permutation of the rows that depends on (seed, epoch) alone."""
         return np.random.default_rng([seed, epoch]).permutation(len(self))
-
-    def batches(self, batch: int, seed: int, epoch: int = 0, position: int = 0) -> Iterator[tuple[int, int, PairBatch]]:
-        """Endless full batches from (epoch, position) on; yields (epoch, position after this batch, batch). A batch may span
-        two epochs, so that no pair is dropped and none is seen twice in an epoch."""
-        order = self.order(seed, epoch)
-        while True:
-            rows = order[position : position + batch]
-            position += len(rows)
-            while len(rows) < batch:
-                epoch, order = epoch + 1, self.order(seed, epoch + 1)
-                position = min(batch - len(rows), len(order))
-                rows = np.concatenate([rows, order[:position]])
-            yield epoch, position, self.fetch(rows)
 
     def images(self) -> tuple[NDArray[np.str_], torch.Tensor]:
         """Distinct keys, ascending, and their image embeddings float32 (n, d): statistics over images count each image once."""

@@ -61,7 +61,8 @@ def _sample_all(run: Run) -> None:
     from eval.prompts import make_prompts
     from eval.real_images import RealImages
     from eval.sample import jobs, make_samples
-    from eval.systems import SYSTEMS, open_system
+    from eval.systems import open_system
+    from training.sample import SYSTEMS
 
     settings = run.config[EvalSettings]
     systems = [open_system(run, name) for name in SYSTEMS]

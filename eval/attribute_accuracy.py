@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data.errors import UserError
+
 Logits = Mapping[str, NDArray[np.floating]]
 JOINT = ("colour", "background")
 
@@ -33,7 +35,7 @@ def judge_one_object(
     for attribute, values in vocabulary.items():
         mine = [i for i in rows if attribute in flat[i]]
         predicted = logits[attribute][mine].argmax(axis=1) if mine else np.empty(0)
-        truth = np.array([values.index(flat[i][attribute]) for i in mine])
+        truth = np.array([_index(values, attribute, flat[i][attribute]) for i in mine])
         found[attribute] = Judged(
             np.array(mine, dtype=np.intp), predicted == truth, np.full(len(mine), 1 / len(values))
         )
@@ -52,7 +54,9 @@ def judge_two_objects(
     found = judge_one_object(logits, {a: vocabulary[a] for a in scene}, as_one)
     if "colour" in vocabulary:
         values = vocabulary["colour"]
-        colours = {i: [values.index(t["colour"]) for t in named[i]["objects"] if "colour" in t] for i in rows}
+        colours = {
+            i: [_index(values, "colour", t["colour"]) for t in named[i]["objects"] if "colour" in t] for i in rows
+        }
         mine = [i for i in rows if colours[i]]
         seen = {i: set(np.argsort(logits["colour"][i])[-2:].tolist()) for i in mine}
         right = np.array([set(colours[i]) <= seen[i] for i in mine], dtype=bool)
@@ -62,6 +66,15 @@ def judge_two_objects(
         )
         found["colour"] = Judged(np.array(mine, dtype=np.intp), right, chance)
     return {a: judged for a, judged in found.items() if len(judged.rows)}
+
+
+def _index(values: Sequence[str], attribute: str, value: str) -> int:
+    if value not in values:
+        raise UserError(
+            f"a caption names the {attribute} {value!r}, which none of the attribute classifier's training scenes has "
+            f"(they have {', '.join(values)}); use a larger dataset, or a larger eval.attributes.scenes"
+        )
+    return values.index(value)
 
 
 def _both(a: Judged, b: Judged) -> Judged:

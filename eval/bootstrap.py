@@ -22,11 +22,6 @@ class Estimate:
     hi: float
     draws: Floats
 
-    @property
-    def bias(self) -> float:
-        """The bootstrap's estimate of the estimator's own bias at this n: mean of the draws less the value."""
-        return float(self.draws.mean() - self.value)
-
 
 def caption_draws(captions: int, draws: int, seed: int) -> NDArray[np.int64]:
     """(draws, captions): how often each caption was drawn; every row sums to `captions`."""
@@ -45,7 +40,7 @@ def centred(value: float, draws: Floats, floor: float = -np.inf) -> Estimate:
 
     A Frechet distance of resampled data is biased upward once more (repeated samples look like fewer samples), so plain
     percentiles would sit above the value, and reversed ones estimate another quantity, the distance at infinite n. This
-    interval is for what the estimator gives at this n; `Estimate.bias` says how far that is off. `floor` bounds it.
+    interval is for what the estimator gives at this n; the draws' mean less the value says how far that is off. `floor` bounds it.
     """
     lo, hi = np.quantile(draws - draws.mean(), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Estimate(max(value, floor), float(max(value + lo, floor)), float(max(value + hi, floor)), draws)

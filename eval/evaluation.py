@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.artifacts import Artifact, fingerprint
+from data.errors import UserError
 from data.progress import progress
 from data.run import Run
 from data.samples import find_samples
@@ -23,9 +24,11 @@ from eval.image_sets import ImageSet, samples_set
 from eval.measure import SAME_CLIP, Judge, Measured, difference, distance
 from eval.prompts import Prompt, read_prompts
 from eval.real_images import RealImages
+from eval.sample import drawn_with
 from eval.settings import EvalSettings
-from eval.systems import SYSTEMS
+from eval.systems import system_inputs
 from eval.table import Row, publish_rows, read_rows
+from training.sample import SYSTEMS
 
 VERSION = 1
 PROMPT_SET = "captions"
@@ -33,8 +36,8 @@ DIFFERENCE = " - ".join(SYSTEMS)
 
 
 @dataclass(frozen=True)
-class Judged:
-    """A set of images with the captions (rows of the prompt set) that they belong to."""
+class SystemImages:
+    """A system's images at one scale with the captions (rows of the prompt set) that they belong to."""
 
     system: str
     guidance: float | None
@@ -95,9 +98,9 @@ class Evaluation:
             scene=list(vocabulary.scene) if vocabulary else [],
         )
 
-    def judged_sets(self) -> Iterator[Judged]:
+    def judged_sets(self) -> Iterator[SystemImages]:
         for (system, scale), artifact in self.samples.items():
-            yield Judged(system, scale, artifact.folder.name.rpartition("-")[2], samples_set(artifact))
+            yield SystemImages(system, scale, artifact.folder.name.rpartition("-")[2], samples_set(artifact))
 
     def real_set(self, name: str, keys: Sequence[str]) -> ImageSet:
         return self.real.image_set(name, keys, self.side)
@@ -139,17 +142,31 @@ class Evaluation:
             found |= self.judge.attribute_metrics(logits, groups)
         return found
 
+    def require_current_samples(self) -> None:
+        """Raises UserError for samples of weights that have been replaced since."""
+        for (system, _), artifact in self.samples.items():
+            if drawn_with(artifact) != system_inputs(self.run, system, self.clip.identity):
+                raise UserError(
+                    f"the samples {artifact.folder} were drawn with models that have been replaced since; "
+                    "run `python -m eval sample`"
+                )
+
     def facts(self) -> dict[str, Any]:
         """What the numbers depend on, JSON types. Equal facts, equal numbers."""
         splits = Counter(self.real.meta[key]["split"] for key in self.reference_keys)
         return {
             "version": VERSION, "settings": self.settings.model_dump(mode="json", exclude={"label"}), "seed": self.run.seed,
-            "samples": {f"{system}@{scale:g}": artifact.digest() for (system, scale), artifact in self.samples.items()},
+            "samples": {sample_name(*of): artifact.digest() for of, artifact in self.samples.items()},
             "prompts": self.run.artifact(f"prompts/{PROMPT_SET}").digest(), "dataset_and_view": self.real.digest,
             "clip": self.clip.identity, "attributes": self.attributes.identity if self.attributes else None, "side": self.side,
             "reference": {"keys": fingerprint(self.reference_keys), "images": len(self.reference_keys), "splits": dict(splits)},
             "real_row": {"keys": fingerprint(self.real_keys), "images": len(self.real_keys), "of_prompts": len(self.prompts)},
         }  # fmt: skip
+
+
+def sample_name(system: str, scale: float) -> str:
+    """How `facts` calls a system's samples at one scale."""
+    return f"{system}@{scale:g}"
 
 
 def split_real(
@@ -177,6 +194,7 @@ def split_real(
 def compute_metrics(run: Run) -> Path:
     """Fill `eval/metrics.parquet`, unless it stands and nothing that it depends on has changed."""
     evaluation, path = Evaluation(run), run.folder / "eval" / "metrics.parquet"
+    evaluation.require_current_samples()
     facts = evaluation.facts()
     if not path.exists() or read_rows(path)[1] != facts:
         publish_rows(path, list(all_rows(evaluation)), facts)
@@ -251,6 +269,7 @@ def _rows(
 def extract_all(run: Run) -> list[Artifact]:
     """Train the classifier and compute every feature that `metrics` will ask for."""
     evaluation = Evaluation(run)
+    evaluation.require_current_samples()
     sets = [judged.images for judged in evaluation.judged_sets()]
     sets += [
         evaluation.real_set("reference", evaluation.reference_keys),

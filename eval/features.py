@@ -25,7 +25,8 @@ def features_of(run: Run, images: ImageSet, extractor: Extractor) -> Features:
     """Features (n, d) of an image set in its order, computed at most once (`eval/features/<extractor>/<digest>`)."""
     digest = fingerprint([images.digest, extractor.identity])[:16]
     part = PartSpec("00000", {"images": images.digest, "extractor": extractor.identity})
-    settings = {"extractor": extractor.name, "identity": extractor.identity, "images": images.name}
+    # Without the set's name: sets of equal images (of different names) share one folder.
+    settings = {"extractor": extractor.name, "identity": extractor.identity}
     folder = run.folder / "eval" / "features" / extractor.name / digest
     run_stage(
         Stage(f"features-{extractor.name}", 1, folder, settings, [part], partial(_extract, images, extractor)),

@@ -6,9 +6,7 @@ With any factor F F^T = S the last trace is the nuclear norm of F_1^T F_2. So on
 samples than dimensions the centred samples themselves are an exact low-rank factor; otherwise the covariance's eigenvectors are.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,11 +16,12 @@ from data.errors import UserError
 Floats = NDArray[np.float64]
 ENOUGH_SAMPLES = 10_000
 EXACT_RANK = 1024
+BIASED = "biased upward"
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Count, mean (d,) and scatter `m2` = sum of (x - mean)(x - mean)^T (d, d). Merging is exact and in any order."""
+    """Count, mean (d,) and scatter `m2` = sum of (x - mean)(x - mean)^T (d, d)."""
 
     n: int
     mean: Floats
@@ -35,21 +34,10 @@ class Moments:
         mean = x.mean(axis=0)
         return cls(len(x), mean, (x - mean).T @ (x - mean))
 
-    def merge(self, other: "Moments") -> "Moments":
-        """Moments of the union of two disjoint sets (Chan, Golub and LeVeque 1979)."""
-        n = self.n + other.n
-        delta = other.mean - self.mean
-        m2 = self.m2 + other.m2 + np.outer(delta, delta) * (self.n * other.n / n)
-        return Moments(n, self.mean + delta * (other.n / n), m2)
-
     @property
     def covariance(self) -> Floats:
         """Unbiased (n - 1), as in every published FID."""
         return self.m2 / (self.n - 1)
-
-
-def merge_all(parts: Sequence[Moments]) -> Moments:
-    return reduce(Moments.merge, parts)
 
 
 @dataclass(frozen=True)
@@ -124,7 +112,7 @@ def small_n_warning(n: int, m: int, d: int) -> str | None:
     if smallest >= enough:
         return None
     return (
-        f"biased upward: {n} images against {m} references in {d} dimensions (below {enough}); "
+        f"{BIASED}: {n} images against {m} references in {d} dimensions (below {enough}); "
         "compare only with distances at the same n and references"
     )
 

@@ -1,7 +1,7 @@
 """From features to numbers: every metric of one set of images, and the paired difference between two systems."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,11 @@ from eval.attribute_accuracy import Judged, judge_one_object, judge_two_objects
 from eval.bootstrap import Estimate
 from eval.clip_score import clip_score, clip_score_hessel, r_precision
 from eval.diversity import within_caption_diversity
-from eval.frechet import Gaussian, frechet_distance, frechet_draws, small_n_warning
+from eval.frechet import BIASED, Gaussian, frechet_distance, frechet_draws, small_n_warning
 
 Floats = NDArray[np.floating]
 SAME_CLIP = "judged by the CLIP that also conditions unCLIP"
+NO_VARIATION = "no variation among the captions"
 ONE_CAPTION_HESSEL = "without Hessel's caption prefix, and on the run's CLIP instead of ViT-B/32"
 
 
@@ -89,11 +90,8 @@ def distance(
     raw = frechet_distance(Gaussian.fit(features), reference)
     estimate = bootstrap.centred(raw, frechet_draws(features, groups, draws, reference), floor=0.0)
     bias = small_n_warning(len(features), references, features.shape[1])
-    warnings = (
-        [f"{bias}; resampling puts the bias of the images' side at {np.mean(estimate.draws) - raw:+.3g}"]
-        if bias
-        else []
-    )
+    own = f"resampling puts the bias of the images' side at {np.mean(estimate.draws) - raw:+.3g}"
+    warnings = [bias, own] if bias else []
     if raw < 0:
         warnings.append(f"raw value {raw:.3g}, below 0 by rounding")
     return Measured(estimate, len(np.unique(groups)), len(features), tuple(warnings))
@@ -102,7 +100,15 @@ def distance(
 def difference(a: Mapping[str, Measured], b: Mapping[str, Measured]) -> dict[str, Measured]:
     """a - b of every metric that both have, paired over captions."""
     return {
-        name: replace(a[name], estimate=bootstrap.difference(a[name].estimate, b[name].estimate), chance=None)
+        name: _paired(a[name], b[name])
         for name in a
         if name in b and len(a[name].estimate.draws) == len(b[name].estimate.draws)
     }
+
+
+def _paired(a: Measured, b: Measured) -> Measured:
+    """Of the warnings only those that hold for a difference: what concerns one side's own interval or bias is left behind."""
+    warnings = [w for w in a.warnings if w == SAME_CLIP or w.startswith(BIASED)]
+    if np.ptp(a.estimate.draws) == np.ptp(b.estimate.draws) == 0:
+        warnings.append(NO_VARIATION)
+    return Measured(bootstrap.difference(a.estimate, b.estimate), a.n, a.images, tuple(warnings))

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from data.artifacts import Artifact, publish_bytes, publish_json, read_json
 from data.config import Config
+from data.errors import UserError
 from data.funnel import draw_funnel, funnel_rows
 from data.run import Run
 from data.runner import provenance
@@ -20,17 +21,20 @@ from data.samples import find_samples, read_samples
 from data.settings import DatasetSettings
 from data.shards import ShardReader
 from embed.settings import ClipSettings
+from eval.evaluation import sample_name
 from eval.figures import figure_url, guidance_curve, png_url
 from eval.image_sets import read_png, tile
 from eval.prompts import Prompt, read_prompts
+from eval.sample import drawn_with
 from eval.settings import EvalSettings
 from eval.table import Row, read_rows
 from training.batches import reduce_image
+from training.sample import SYSTEMS
 
-SYSTEMS = ("unclip", "glide")
 GRID_SIDE = 4
 ATTRIBUTES_FIRST = ("colour", "background", "colour+background", "shape", "size", "position", "texture")
-HUMAN_COLUMNS = ("question", "simulated", "raters", "system_a", "system_b", "n", "win_rate", "lo", "hi")
+HUMAN_COLUMNS = ("n", "win_rate", "lo", "hi", "normal_lo", "normal_hi", "wins", "ties", "losses")
+SHARES = ("win_rate", "lo", "hi", "normal_lo", "normal_hi")
 SIDE_BY_SIDE = 12  # captions shown at every scale
 TITLES = {
     "fid": "FID", "fd": "Frechet distance", "clip_score": "CLIP score", "clip_score_hessel": "CLIP score (Hessel)",
@@ -41,6 +45,7 @@ TITLES = {
 def write_report(run: Run) -> tuple[Path, Path]:
     """Write report.json and report.html from the metrics table, the samples and the run's artifacts; returns their paths."""
     rows, facts = read_rows(run.folder / "eval" / "metrics.parquet")
+    require_same_samples(run, facts)
     report = {
         "title": f"{run.folder.name}: unCLIP and GLIDE",
         "labels": labels(run.config),
@@ -56,6 +61,23 @@ def write_report(run: Run) -> tuple[Path, Path]:
     publish_json(folder / "report.json", finite(report))
     publish_bytes(folder / "report.html", render(report, rows, pictures(run), figures(run, rows)).encode())
     return folder / "report.json", folder / "report.html"
+
+
+def require_same_samples(run: Run, facts: Mapping[str, Any]) -> None:
+    """Pictures and numbers must be of the same samples. Raises UserError naming the samples that the numbers do not know."""
+    settings = run.config[EvalSettings]
+    for system in SYSTEMS:
+        grids = find_samples(run.folder, system, "grids", settings.grid_guidance)
+        for scale in settings.guidance:
+            artifact = find_samples(run.folder, system, "captions", scale)
+            if facts["samples"].get(sample_name(system, scale)) != artifact.digest():
+                raise UserError(
+                    f"the metrics were not computed from {artifact.folder} as it is now; run `python -m eval metrics`"
+                )
+            if drawn_with(grids) != drawn_with(artifact):
+                raise UserError(
+                    f"{grids.folder} and {artifact.folder} were drawn with different models; run `python -m eval sample`"
+                )
 
 
 def labels(config: Config) -> list[str]:
@@ -202,6 +224,7 @@ def render(
     )
     environment.filters |= {
         "number": number,
+        "percent": percent,
         "title_of": title_of,
         "pretty": lambda v: json.dumps(v, indent=2, ensure_ascii=False),
     }
@@ -218,14 +241,13 @@ def render(
     return template.render(
         report=report, tables=tables(rows), differences=differences, classifier=classifier, warnings=warnings,
         scales=sorted({r.guidance for r in paired}), pictures=pictures, figures=figures,
-        human_columns=human_columns(report["human_evaluation"]),
+        human_columns=HUMAN_COLUMNS, shares=SHARES,
     )  # fmt: skip
 
 
-def human_columns(results: Mapping[str, Any] | None) -> list[str]:
-    """The columns of the human evaluation's table: the known ones first, then whatever else it holds."""
-    found = dict.fromkeys(column for line in (results or {}).get("questions", []) for column in line)
-    return [c for c in HUMAN_COLUMNS if c in found] + [c for c in found if c not in HUMAN_COLUMNS]
+def percent(value: float | None) -> str:
+    """A share as a percentage; nothing for None."""
+    return "-" if value is None else f"{100 * value:.1f}%"
 
 
 def number(value: Any) -> str:

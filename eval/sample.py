@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from data.artifacts import Artifact, PartSpec, Receipt, fingerprint
+from data.errors import UserError
 from data.executors import InProcess
 from data.run import Run
 from data.runner import Stage, run_stage
@@ -24,6 +25,7 @@ from eval.settings import EvalSettings
 from eval.systems import System
 
 PROMPTS_PER_PART = 32
+PROMPTS = "prompts"  # the input of a part that is no model
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def make_samples(run: Run, job: SampleJob) -> Artifact:
     prompts = read_prompts(run.artifact(f"prompts/{job.prompt_set}"))
     chunks = [prompts[i : i + PROMPTS_PER_PART] for i in range(0, len(prompts), PROMPTS_PER_PART)]
     parts = [
-        PartSpec(f"{i:05d}", {**job.system.inputs, "prompts": fingerprint([p.row() for p in chunk])}, {"chunk": i})
+        PartSpec(f"{i:05d}", {**job.system.inputs, PROMPTS: fingerprint([p.row() for p in chunk])}, {"chunk": i})
         for i, chunk in enumerate(chunks)
     ]
     stage = Stage(
@@ -88,6 +90,17 @@ def make_samples(run: Run, job: SampleJob) -> Artifact:
         partial(_draw_part, job, chunks), partial(_write_index, job, prompts),
     )  # fmt: skip
     return run_stage(stage, InProcess(), run.logs)
+
+
+def drawn_with(artifact: Artifact) -> dict[str, str]:
+    """Digests of the models that drew a samples artifact (`System.inputs` of then). Raises UserError where its parts differ."""
+    plan = artifact.plan_json() or {"parts": []}
+    found = [{name: d for name, d in part["inputs"].items() if name != PROMPTS} for part in plan["parts"]]
+    if not found or any(inputs != found[0] for inputs in found):
+        raise UserError(
+            f"{artifact.folder} does not say which models drew it; delete it and run `python -m eval sample`"
+        )
+    return found[0]
 
 
 def _draw_part(job: SampleJob, chunks: list[list[Prompt]], spec: PartSpec, attempt: Path) -> dict[str, int]:

@@ -23,8 +23,11 @@ class QuestionCounts(Settings):
 
 
 class SimulatedRaters(Settings):
-    """Raters played by a program, for tests and the demo; none unless a profile asks. `noise` is the spread of their judgement beside `contrast` differences
-    of the order of 0.1; below `indecision` they answer "not sure"."""
+    """Raters played by a program, for tests and the demo; none unless a profile asks.
+
+    `noise` is the spread of their judgement beside `contrast` differences of the order of 0.1; below `indecision` they answer
+    "not sure".
+    """
 
     raters: int = Field(default=0, ge=0, le=10_000)
     noise: float = Field(default=0.1, ge=0)

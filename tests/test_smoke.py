@@ -47,7 +47,18 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_artifact_is_complete_and_verifies(smoke: Path) -> None:
     manifests = sorted(smoke.glob("**/manifest.json"))
     names = {m.parent.relative_to(smoke).as_posix() for m in manifests}
-    assert {"dataset", "views/base", "clip", "embeddings", "scores/similarity", "views/train", "models/prior", "models/decoder", "models/glide", "humaneval/study"} <= names
+    assert {
+        "dataset",
+        "views/base",
+        "clip",
+        "embeddings",
+        "scores/similarity",
+        "views/train",
+        "models/prior",
+        "models/decoder",
+        "models/glide",
+        "humaneval/study",
+    } <= names
     assert sum(name.startswith("samples/") for name in names) == 8  # two systems at three scales, and their grids
     for manifest in manifests:
         assert Artifact(manifest.parent).verify() == []
@@ -99,5 +110,8 @@ def test_the_readmes_configs_are_valid() -> None:
 
 
 def test_the_readme_names_files_that_exist() -> None:
+    assert "@@" not in README
+    for picture in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README):
+        assert (REPOSITORY / picture).is_file(), picture
     for path in re.findall(r"`((?:data|embed|training|eval|humaneval|dashboards|docs|configs)/[\w./-]+)`", README):
         assert (REPOSITORY / path).exists(), path

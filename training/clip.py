@@ -23,7 +23,7 @@ from data.plan import read_plan
 from data.run import Run
 from data.shards import ShardReader
 from data.views import kept_pairs
-from embed.clip import BPE_FILE, save_clip, shrink_bpe, tokenizer_for
+from embed.clip import BPE_FILE, load_clip_folder, save_clip, shrink_bpe, tokenizer_for
 from embed.settings import ClipSettings
 from training.batches import PixelStore
 from training.checkpoints import LOG, run_of, train_model, write_log
@@ -155,7 +155,8 @@ def make_clip(spec: PartSpec, attempt: Path) -> Mapping[str, int]:
     average, log = trainer.run()
     save_clip(attempt, average, config)
     write_log(attempt / LOG, log)
-    (attempt / "metrics.json").write_bytes(canonical_json(final_numbers(log)))
+    identity = {"identity": load_clip_folder(attempt).identity}
+    (attempt / "metrics.json").write_bytes(canonical_json(final_numbers(log) | identity))
     return {"images": len(train.keys), "parameters": sum(p.numel() for p in average.parameters())}
 
 

@@ -12,7 +12,7 @@ from diffusers import PriorTransformer, UNet2DConditionModel
 from torch import Tensor, nn
 
 from training.settings import DecoderArchitecture, PriorArchitecture
-from training.text_encoder import TextEncoder
+from training.text_encoder import TextEncoder, caption_mask
 
 CLIP_TOKENS = 4
 # Per-dimension standard deviation of the prior's inputs: 17.2 / sqrt(1024), "to match the empirical variance of RGB pixel
@@ -73,7 +73,7 @@ class Prior(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, cond: PriorCondition) -> Tensor:
         """x (n, d), t int64 (n,) -> the estimate of x_0, float32 (n, d)."""
-        kept = (cond.token_ids != 0) & ~cond.drop[:, None]
+        kept = caption_mask(cond.token_ids) & ~cond.drop[:, None]
         z_t = torch.where(cond.drop[:, None], self.null_z_t, self.scale(cond.z_t))
         # The mask is always given: without one PriorTransformer also leaves out its causal mask.
         out = self.transformer(x, t, z_t, self.token_embedding(cond.token_ids), attention_mask=kept)

@@ -4,19 +4,15 @@ A sample is a function of its caption and its seed. Batches always have the same
 because the last bits of a matrix product may depend on its shape.
 """
 
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from data.artifacts import publish_bytes
 from data.errors import UserError
 from data.run import Run
 from embed.clip import Clip, load_clip
@@ -128,23 +124,26 @@ class TextToImage:
         """z_i drawn by the prior for each caption, float32 (n, d)."""
         assert self.prior is not None, "the GLIDE baseline has no prior"
         ids = self.clip.tokenize(captions)
+        batches = fixed_batches(len(ids), options.batch)
+        z_t = [self.clip.encode_text(ids[rows])[:count] for rows, count in batches]
         return sample_prior(
-            self.prior,
-            ids,
-            self.clip.encode_text(ids),
-            seeds,
-            options.guidance_prior,
-            options.steps_prior,
-            options.candidates,
+            self.prior, ids, torch.cat(z_t) if z_t else torch.zeros(0, self.clip.embed_dim), seeds,
+            options.guidance_prior, options.steps_prior, options.candidates, options.batch,
+        )  # fmt: skip
+
+    def decode(
+        self, captions: Sequence[str], z_i: Tensor | None, seeds: Sequence[int], options: SamplingOptions
+    ) -> NDArray[np.uint8]:
+        """uint8 images (n, side, side, 3) of captions and what `embed` gave for them (None: caption only)."""
+        ids = self.clip.tokenize(captions)
+        return sample_decoder(
+            self.decoder, ids, z_i, seeds, options.guidance_decoder, options.steps_decoder, options.batch
         )
 
     def generate(self, captions: Sequence[str], seeds: Sequence[int], options: SamplingOptions) -> NDArray[np.uint8]:
         """uint8 images (n, side, side, 3), one for each caption and seed."""
         z_i = None if self.prior is None else self.embed(captions, seeds, options)
-        ids = self.clip.tokenize(captions)
-        return sample_decoder(
-            self.decoder, ids, z_i, seeds, options.guidance_decoder, options.steps_decoder, options.batch
-        )
+        return self.decode(captions, z_i, seeds, options)
 
 
 def load_system(run: Run, name: str, device: torch.device | str | None = None) -> TextToImage:
@@ -156,16 +155,3 @@ def load_system(run: Run, name: str, device: torch.device | str | None = None) -
     prior = load_prior(run.model("prior"), clip.identity).to(place) if name == "unclip" else None
     decoder = load_decoder(run.model("decoder" if name == "unclip" else "glide"), clip.identity).to(place)
     return TextToImage(name, clip, prior, decoder)
-
-
-def save_grid(images: NDArray[np.uint8], columns: int, path: Path) -> None:
-    """Write images (n, side, side, 3), row by row of `columns`, as one PNG without borders."""
-    n, side = len(images), images.shape[1]
-    grid = (
-        images.reshape(n // columns, columns, side, side, 3)
-        .transpose(0, 2, 1, 3, 4)
-        .reshape(n // columns * side, columns * side, 3)
-    )
-    encoded = io.BytesIO()
-    Image.fromarray(grid).save(encoded, "PNG")
-    publish_bytes(path, encoded.getvalue())

@@ -10,6 +10,14 @@ from data.errors import UserError
 from training.settings import TextEncoderSettings
 
 
+def caption_mask(ids: Tensor) -> Tensor:
+    """ids int64 (n, length) -> bool (n, length): True up to and including the end-of-text, which is the largest id of a row.
+
+    Padding is told by its place, not by its id 0: CLIP's vocabulary has a token of that id, the "!" inside a word.
+    """
+    return torch.arange(ids.shape[1], device=ids.device) <= ids.argmax(dim=1, keepdim=True)
+
+
 class Block(nn.Module):
     """Pre-norm attention and MLP; `visible` bool (n, 1, length or 1, length) says which tokens each one sees."""
 
@@ -52,7 +60,7 @@ class TextEncoder(nn.Module):
 
         Returns states (n, length, width) and the state at the end of the text (n, width); for a dropped caption both are constants.
         """
-        real = ids != 0
+        real = caption_mask(ids)
         h = self.token_embedding(ids) + self.positional_embedding
         visible = real[:, None, None, :]
         if self.causal:
@@ -80,6 +88,7 @@ class TextEncoder(nn.Module):
                 f"{theirs[:3]}, the config says {ours[:3]}; set width, depth and heads to the CLIP's, or start = 'random'"
             )
         pairs = [(self.token_embedding, clip.token_embedding), (self.norm, clip.ln_final)]
+        mine: Any
         for mine, other in zip(self.blocks, blocks, strict=True):
             pairs += [(mine.norm_attention, other.ln_1), (mine.norm_mlp, other.ln_2), (mine.out, other.attn.out_proj)]
             pairs += [(mine.mlp[0], other.mlp.c_fc), (mine.mlp[2], other.mlp.c_proj)]
@@ -96,5 +105,5 @@ class TextEncoder(nn.Module):
 
     @property
     def _heads(self) -> int:
-        heads: int = self.blocks[0].heads
-        return heads
+        first: Any = self.blocks[0]
+        return int(first.heads)

@@ -10,8 +10,8 @@ PREFIX = "folder:"
 
 
 def file_url(relative: str) -> str:
-    """The plan's URL of a file in the source folder; it does not name the folder, so that a moved folder keeps its plan."""
-    return PREFIX + quote(relative)
+    """The plan's URL of a file in the source folder, which it does not name. ASCII, also where the file's name is not UTF-8."""
+    return PREFIX + quote(relative, errors="surrogateescape")
 
 
 class FolderFetcher:
@@ -23,9 +23,9 @@ class FolderFetcher:
 
     def __call__(self, url: str) -> Fetched:
         try:
-            path = (self.root / unquote(url.removeprefix(PREFIX))).resolve()
+            path = (self.root / unquote(url.removeprefix(PREFIX), errors="surrogateescape")).resolve()
             if not path.is_relative_to(self.root):
-                return Fetched(reason=Reason.PATH_REFUSED, detail=f"{url} leaves {self.root}")
+                return Fetched(reason=Reason.PATH_REFUSED, detail=f"{url} leaves the folder of the source")
             if path.stat().st_size > self.max_bytes:
                 return Fetched(reason=Reason.TOO_LARGE)
             return Fetched(path.read_bytes())

@@ -1,21 +1,28 @@
 """Our fetch: one URL to bytes, within limits, from public hosts only. URLs and servers are hostile until proven otherwise."""
 
+import errno
 import ipaddress
 import socket
+import ssl
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from http.client import HTTPException
+from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.util import Timeout
+from urllib3.util.ssl_ import create_urllib3_context
 
 from data.fetch.reasons import TRANSIENT, Reason
 from data.settings import FetchSettings
 
 CHUNK = 1 << 16
+OUT_OF_FILES = (errno.EMFILE, errno.ENFILE)  # our own trouble: it says nothing about a URL
 OPT_OUT = frozenset({"noai", "noimageai", "noindex", "noimageindex", "none", "noml"})
 # Directives whose own syntax has a colon; any other "word:" in front names the agent that the directive is for.
 VALUED_DIRECTIVES = ("unavailable_after", "max-snippet", "max-image-preview", "max-video-preview")
@@ -36,6 +43,19 @@ class HostRefused(Exception):
     """The address that was connected to is not public."""
 
 
+class _Clock(threading.local):
+    """When the fetch that this thread is making must end, on the monotonic clock."""
+
+    deadline = float("inf")
+
+    def left(self) -> float:
+        """Seconds until then, always positive. Raises TimeoutError once it has passed."""
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("deadline passed")
+        return left
+
+
 class HttpFetcher:
     """Fetches with pooled connections; safe to share between threads.
 
@@ -48,16 +68,22 @@ class HttpFetcher:
     ) -> None:
         self.settings = settings
         self.rewrite = rewrite or (lambda url: url)
-        self._pool = urllib3.PoolManager(
-            num_pools=64, maxsize=settings.threads, retries=False, cert_reqs="CERT_REQUIRED"
-        )
-        self._pool.pool_classes_by_scheme = _guarded_pools(settings.allow_private_hosts, trusted)
+        self._clock = _Clock()
+        plain, tls = _timed_sockets(self._clock)
+        context = create_urllib3_context(cert_reqs=ssl.CERT_REQUIRED)
+        context.load_default_certs()
+        context.sslsocket_class = tls
+        self._pool = urllib3.PoolManager(num_pools=64, maxsize=settings.threads, retries=False, ssl_context=context)
+        self._pool.pool_classes_by_scheme = _guarded_pools(settings.allow_private_hosts, trusted, self._clock, plain)
 
     def __call__(self, url: str) -> Fetched:
-        """Try until it works, until trying again can't help, or until the attempts or the deadline are used up."""
-        deadline = time.monotonic() + self.settings.deadline
+        """Try until it works, until trying again can't help, or until the attempts or the deadline are used up.
+
+        Raises OSError when this process or machine is out of file descriptors, and whatever is a mistake of ours.
+        """
+        deadline = self._clock.deadline = time.monotonic() + self.settings.deadline
         for attempt in range(1, self.settings.attempts + 1):
-            found = self._once(self.rewrite(url), deadline)
+            found = self._once(self.rewrite(url))
             found = Fetched(found.content, found.reason, found.http_status, attempt, found.detail)
             pause = 0.1 * 2 ** (attempt - 1)
             if (
@@ -69,13 +95,13 @@ class HttpFetcher:
             time.sleep(pause)
         return found
 
-    def _once(self, url: str, deadline: float) -> Fetched:
+    def _once(self, url: str) -> Fetched:
         try:
             for _ in range(self.settings.max_redirects + 1):
                 if not _is_web_url(url):
                     return Fetched(reason=Reason.BAD_URL, detail="only http and https are fetched")
                 response = self._pool.request(
-                    "GET", url, preload_content=False, redirect=False, timeout=Timeout(total=_left(deadline)),
+                    "GET", url, preload_content=False, redirect=False, timeout=Timeout(total=self._clock.left()),
                     headers={"User-Agent": self.settings.user_agent, "Accept": "image/*,*/*;q=0.5", "Accept-Encoding": "identity"},
                 )  # fmt: skip
                 try:
@@ -83,14 +109,18 @@ class HttpFetcher:
                     if response.status in (301, 302, 303, 307, 308) and location:
                         url = urljoin(url, location)
                         continue
-                    return self._read(response, deadline)
+                    return self._read(response)
                 finally:
-                    response.drain_conn() if response.status >= 300 and _small(response) else response.release_conn()
+                    # What is left of an unread body would be taken for the next response on that connection.
+                    if not response.closed:
+                        response.close()
+                    response.release_conn()
             return Fetched(reason=Reason.TOO_MANY_REDIRECTS)
-        except Exception as error:
+        except (urllib3.exceptions.HTTPError, HTTPException, OSError, ValueError, HostRefused) as error:
+            _raise_if_out_of_files(error)
             return Fetched(reason=_reason_of(error), detail=f"{type(error).__name__}: {error}"[:300])
 
-    def _read(self, response: urllib3.BaseHTTPResponse, deadline: float) -> Fetched:
+    def _read(self, response: urllib3.BaseHTTPResponse) -> Fetched:
         status = response.status
         if status == 429:
             return Fetched(reason=Reason.HTTP_429, http_status=status)
@@ -101,22 +131,16 @@ class HttpFetcher:
         if self.settings.respect_robots_tag and is_opted_out(
             response.headers.getlist("X-Robots-Tag"), self.settings.user_agent
         ):
-            response.close()
             return Fetched(reason=Reason.OPTED_OUT, http_status=status)
         chunks, size = [], 0
         while True:
-            # read1 returns what is there, so that a server dripping bytes meets the total deadline and not only a socket timeout.
             chunk = response.read1(CHUNK, decode_content=False)
             if not chunk:
                 break
             size += len(chunk)
             chunks.append(chunk)
             if size > self.settings.max_bytes:
-                response.close()
                 return Fetched(reason=Reason.TOO_LARGE, http_status=status)
-            if time.monotonic() > deadline:
-                response.close()
-                return Fetched(reason=Reason.TIMEOUT, http_status=status, detail="deadline passed while reading")
         promised = response.headers.get("Content-Length")
         if promised and promised.isdigit() and int(promised) != size:
             return Fetched(reason=Reason.TRUNCATED, http_status=status, detail=f"{size} of {promised} bytes")
@@ -125,7 +149,7 @@ class HttpFetcher:
 
 def is_opted_out(values: list[str], user_agent: str) -> bool:
     """Whether X-Robots-Tag headers ask us not to use the image: for everybody, or for our agent's first word."""
-    agent = user_agent.split()[0].split("/")[0].lower()
+    agent = next(iter(user_agent.split()), "").split("/")[0].lower()
     for value in values:
         addressee = ""
         for item in value.lower().split(","):
@@ -153,40 +177,46 @@ def _is_web_url(url: str) -> bool:
         return False
 
 
-def _small(response: urllib3.BaseHTTPResponse) -> bool:
-    length = response.headers.get("Content-Length", "")
-    return length.isdigit() and int(length) < CHUNK
+def _timed_sockets(clock: _Clock) -> tuple[type[socket.socket], type[ssl.SSLSocket]]:
+    """Socket classes, plain and TLS, whose every read ends by the clock's deadline.
+
+    A socket timeout alone bounds one read, so that a server which drips headers or a body would hold a thread for ever.
+    """
+
+    class Plain(socket.socket):
+        def recv_into(self, *arguments: Any) -> int:
+            self.settimeout(clock.left())
+            return super().recv_into(*arguments)
+
+    class TLS(ssl.SSLSocket):
+        def recv_into(self, *arguments: Any) -> int:
+            self.settimeout(clock.left())
+            return super().recv_into(*arguments)
+
+    return Plain, TLS
 
 
-def _left(deadline: float) -> float:
-    left = deadline - time.monotonic()
-    if left <= 0:
-        raise TimeoutError("deadline passed")
-    return left
-
-
-def _guarded_pools(allow_private: bool, trusted: str | None) -> dict[str, type]:
+def _guarded_pools(
+    allow_private: bool, trusted: str | None, clock: _Clock, socket_class: type[socket.socket]
+) -> dict[str, type]:
     """Pool classes whose connections check the address they are connected to, after name resolution and on every redirect."""
 
-    def check(host: str, port: int | None, peer: socket.socket) -> None:
-        if allow_private or f"{host}:{port}" == trusted:
-            return
+    def guarded(host: str, port: int | None, peer: socket.socket) -> socket.socket:
         address = peer.getpeername()[0]
-        if not is_public(address):
+        if not (allow_private or f"{host}:{port}" == trusted or is_public(address)):
             peer.close()
             raise HostRefused(f"{host} is at {address}, which is not a public address")
+        timed = socket_class(fileno=peer.detach())
+        timed.settimeout(clock.left())  # bounds the TLS handshake, which is one call
+        return timed
 
     class GuardedHTTP(HTTPConnection):
         def _new_conn(self) -> socket.socket:
-            peer = super()._new_conn()
-            check(self.host, self.port, peer)
-            return peer
+            return guarded(self.host, self.port, super()._new_conn())
 
     class GuardedHTTPS(HTTPSConnection):
         def _new_conn(self) -> socket.socket:
-            peer = super()._new_conn()
-            check(self.host, self.port, peer)
-            return peer
+            return guarded(self.host, self.port, super()._new_conn())
 
     class HTTPPool(HTTPConnectionPool):
         ConnectionCls = GuardedHTTP
@@ -197,10 +227,24 @@ def _guarded_pools(allow_private: bool, trusted: str | None) -> dict[str, type]:
     return {"http": HTTPPool, "https": HTTPSPool}
 
 
-def _reason_of(error: BaseException) -> Reason:
-    """The typed reason behind urllib3's exceptions, looking through the chain of causes."""
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and what is behind it, outermost first."""
     seen: BaseException | None = error
     while seen is not None:
+        yield seen
+        reason = getattr(seen, "reason", None)
+        seen = reason if isinstance(reason, BaseException) else seen.__cause__ or seen.__context__
+
+
+def _raise_if_out_of_files(error: BaseException) -> None:
+    for cause in _causes(error):
+        if isinstance(cause, OSError) and cause.errno in OUT_OF_FILES:
+            raise cause
+
+
+def _reason_of(error: BaseException) -> Reason:
+    """The typed reason behind urllib3's exceptions, looking through the chain of causes."""
+    for seen in _causes(error):
         if isinstance(seen, HostRefused):
             return Reason.HOST_REFUSED
         if isinstance(seen, urllib3.exceptions.NameResolutionError | socket.gaierror):
@@ -213,9 +257,4 @@ def _reason_of(error: BaseException) -> Reason:
             return Reason.BAD_URL
         if isinstance(seen, urllib3.exceptions.IncompleteRead):
             return Reason.TRUNCATED
-        seen = (
-            getattr(seen, "reason", None)
-            if isinstance(getattr(seen, "reason", None), BaseException)
-            else seen.__cause__ or seen.__context__
-        )
     return Reason.CONNECTION

@@ -30,6 +30,7 @@ class Reason(StrEnum):
     UNSUPPORTED_MODE = "unsupported_mode"
     TOO_MANY_PIXELS = "too_many_pixels"
     TOO_SMALL = "too_small"
+    TOO_LARGE_SIDE = "side_too_large_to_encode"  # the chosen format cannot hold so long a side
 
 
 TRANSIENT = frozenset(

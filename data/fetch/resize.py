@@ -18,6 +18,10 @@ from data.settings import ImageSettings
 # What a web crawl can hold. Formats that run other programs or read other files (EPS, WMF, FLI ...) stay closed.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO", "DIB")
 SAVE_FORMAT = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
+MAX_SIDE = {
+    "jpg": 65_500,
+    "webp": 16_383,
+}  # limits of libjpeg and of the WebP format, in pixels; PNG has none to speak of
 RGB = tuple[int, int, int]
 
 
@@ -57,6 +61,8 @@ def resize_image(content: bytes, settings: ImageSettings) -> Resized:
     if min(width, height) < settings.min_side:
         return Resized(reason=Reason.TOO_SMALL, original_width=width, original_height=height)
     stored = scale(upright, settings)
+    if max(stored.size) > MAX_SIDE.get(settings.format, max(stored.size)):
+        return Resized(reason=Reason.TOO_LARGE_SIDE, original_width=width, original_height=height)
     return Resized(encode(stored, settings), None, stored.width, stored.height, width, height)
 
 

@@ -52,13 +52,13 @@ def folder_candidates(settings: FolderSettings) -> Iterator[Candidate]:
         ) from None
     captions = _read_captions(root / settings.captions)
     for name in sorted(on_disk | captions.keys()):
-        yield Candidate(name, file_url(name), tuple(captions.get(name, ())))
+        yield Candidate(_printable(name), file_url(name), tuple(captions.get(name, ())))
 
 
 def _read_captions(path: Path) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     try:
-        with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
+        with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
             rows = csv.DictReader(file)
             lacking = {"file", "caption"} - set(rows.fieldnames or ())
             if lacking:
@@ -66,7 +66,7 @@ def _read_captions(path: Path) -> dict[str, list[str]]:
                     f"{path} has columns {rows.fieldnames}, needed are file,caption; missing: {', '.join(sorted(lacking))}"
                 )
             for row in rows:
-                name, caption = (row["file"] or "").strip(), " ".join((row["caption"] or "").split())
+                name, caption = (row["file"] or "").strip(), _readable(" ".join((row["caption"] or "").split()))
                 if name and caption:
                     found.setdefault(name, []).append(caption)
     except OSError as error:
@@ -76,3 +76,13 @@ def _read_captions(path: Path) -> dict[str, list[str]]:
     except csv.Error as error:
         raise UserError(f"{path} is not a readable CSV: {error}") from None
     return found
+
+
+def _printable(name: str) -> str:
+    """A file's name as valid Unicode: bytes that are not UTF-8 as `\\xff`. Python holds them as surrogates, Parquet refuses those."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _readable(caption: str) -> str:
+    """A caption as valid Unicode: bytes that are not UTF-8 as replacement characters."""
+    return caption.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

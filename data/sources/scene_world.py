@@ -92,7 +92,7 @@ def scene(seed: int, index: int, two_objects: float = 0.25) -> Scene:
     """Scene `index` of world `seed`; a share `two_objects` of the scenes has two figures, of different colours."""
     rng = np.random.default_rng([seed, index, 0])
     positions: tuple[str, ...]
-    if rng.random() < two_objects:
+    if rng.random() < two_objects:  # noqa: SIM108
         positions = ("left", "right") if rng.random() < 0.5 else ("top", "bottom")
     else:
         positions = (_pick(rng, POSITIONS),)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.errors import UserError
@@ -16,6 +17,8 @@ READERS = {
     ".tsv": lambda path: pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, encoding_errors="replace"),
     ".jsonl": lambda path: pd.read_json(path, lines=True, dtype=False),
 }
+
+UNREADABLE = (OSError, ValueError, pa.ArrowException)
 
 
 def table_candidates(settings: TableSettings) -> Iterator[Candidate]:
@@ -42,9 +45,9 @@ def _read(path: Path, columns: list[str]) -> Any:
         raise UserError(f"dataset.table.path: {path} ends in {path.suffix!r}; readable are {', '.join(known)}")
     try:
         names = pq.read_schema(path).names if path.suffix == ".parquet" else None
-        frame = None if names is not None else READERS[path.suffix](path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"dataset.table.path: cannot read {path}: {error}") from None
+        frame: Any = None if names is not None else READERS[path.suffix](path)
+    except UNREADABLE as error:
+        raise _cannot_read(path, error) from None
     present = names if names is not None else list(frame.columns)
     lacking = [c for c in columns if c not in present]
     if lacking:
@@ -52,7 +55,15 @@ def _read(path: Path, columns: list[str]) -> Any:
             f"{path} has no column {', '.join(lacking)}; it has {', '.join(map(str, present))}: "
             "name yours with dataset.table.url and dataset.table.caption"
         )
-    return pq.read_table(path, columns=columns).to_pandas() if names is not None else frame
+    try:
+        return pq.read_table(path, columns=columns).to_pandas() if names is not None else frame
+    except UNREADABLE as error:
+        raise _cannot_read(path, error) from None
+
+
+def _cannot_read(path: Path, error: BaseException) -> UserError:
+    first_line = next(iter(str(error).splitlines()), type(error).__name__)
+    return UserError(f"dataset.table.path: cannot read {path}: {first_line[:300]}")
 
 
 def _text(value: Any) -> str:

@@ -195,12 +195,24 @@ def test_a_url_list_is_downloaded(tmp_path: Path, ending: str) -> None:
     from data.sources.scenes import scenes_server
 
     with scenes_server(ScenesSettings(samples=3, side=16)) as address:
-        rows = [(f"http://{address}/0/{i % 3}.png", f"caption {i}") for i in range(6)] + [("", "no url"), (f"http://{address}/nothing", "404"), ("file:///etc/passwd", "x")]
+        rows = [(f"http://{address}/0/{i % 3}.png", f"caption {i}") for i in range(6)] + [
+            ("", "no url"),
+            (f"http://{address}/nothing", "404"),
+            ("file:///etc/passwd", "x"),
+        ]
         frame = pd.DataFrame(rows, columns=["link", "TEXT"])
         path = tmp_path / f"list.{ending}"
-        writers = {"csv": lambda: frame.to_csv(path, index=False), "tsv": lambda: frame.to_csv(path, sep="\t", index=False), "jsonl": lambda: frame.to_json(path, orient="records", lines=True), "parquet": lambda: frame.to_parquet(path)}
+        writers = {
+            "csv": lambda: frame.to_csv(path, index=False),
+            "tsv": lambda: frame.to_csv(path, sep="\t", index=False),
+            "jsonl": lambda: frame.to_json(path, orient="records", lines=True),
+            "parquet": lambda: frame.to_parquet(path),
+        }
         writers[ending]()
-        table = {"table": {"path": str(path), "url": "link", "caption": "TEXT"}, "fetch": {"allow_private_hosts": True, "attempts": 1}}
+        table = {
+            "table": {"path": str(path), "url": "link", "caption": "TEXT"},
+            "fetch": {"allow_private_hosts": True, "attempts": 1},
+        }
         run = Run.open(make_config(tmp_path, dataset=table))
         counts = build_dataset(run, InProcess()).manifest()["counts"]
         refused = Run.open(make_config(tmp_path / "refused", dataset=table | {"fetch": {"attempts": 1}}))
@@ -212,7 +224,11 @@ def test_a_url_list_is_downloaded(tmp_path: Path, ending: str) -> None:
 
 def test_an_unusable_table_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("url,text\nhttp://h/x,hello\n")
-    for path, words in (("a.csv", "has no column caption; it has url, text"), ("a.xlsx", "ends in '.xlsx'; readable are"), ("b.csv", "cannot read .*b.csv")):
+    for path, words in (
+        ("a.csv", "has no column caption; it has url, text"),
+        ("a.xlsx", "ends in '.xlsx'; readable are"),
+        ("b.csv", "cannot read .*b.csv"),
+    ):
         with pytest.raises(UserError, match=words):
             build_dataset(Run(make_config(tmp_path, dataset={"table": {"path": str(tmp_path / path)}})), InProcess())
 

@@ -1,18 +1,27 @@
 """Our fetch against servers on loopback that misbehave."""
 
+import errno
 import gzip
+import os
+import socket
 import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from data.errors import UserError
 from data.fetch.files import FolderFetcher, file_url
 from data.fetch.http import HttpFetcher, is_opted_out, is_public
 from data.fetch.reasons import Reason
-from data.settings import FetchSettings
+from data.plan import plan_table
+from data.settings import FetchSettings, FolderSettings, SplitSettings, TableSettings
+from data.sources.folder import folder_candidates
+from data.sources.table import table_candidates
 
 
 class Server(BaseHTTPRequestHandler):
@@ -55,6 +64,30 @@ class Server(BaseHTTPRequestHandler):
                 time.sleep(0.1)
             except OSError:
                 return
+
+    def drip_headers(self, _: str) -> None:
+        self.drip_bytes(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+
+    def drip_error(self, _: str) -> None:
+        self.drip_bytes(b"HTTP/1.1 404 Not Found\r\nContent-Length: 1000\r\n\r\n")
+
+    def drip_bytes(self, start: bytes) -> None:
+        self.close_connection = True
+        try:
+            self.wfile.write(start)
+            for _i in range(50):
+                self.wfile.write(b".")
+                time.sleep(0.1)
+        except OSError:
+            return
+
+    def chunked(self, name: str) -> None:
+        """`chunked-<status>`: a body without a length, on a connection that stays open."""
+        self.send_response(int(name.split("-")[1]))
+        self.send_header("Location", "/ok")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        self.wfile.write(b"5\r\nhello\r\n0\r\n\r\n")
 
     def endless(self, _: str) -> None:
         self.send_response(200)
@@ -123,11 +156,11 @@ def fetch(server: str, name: str, **settings: object) -> object:
 )
 def test_what_a_server_can_do_to_us_has_a_reason(server: str, name: str, reason: Reason) -> None:
     if name == "private":  # something must listen there, or the connection would fail before the address is judged
-        import socket
-
         with socket.create_server(("127.0.0.2", 0)) as listener:
             port = listener.getsockname()[1]
-            found = HttpFetcher(FetchSettings(attempts=1, deadline=3.0), trusted=server)(f"http://127.0.0.2:{port}/x")
+            found: object = HttpFetcher(FetchSettings(attempts=1, deadline=3.0), trusted=server)(
+                f"http://127.0.0.2:{port}/x"
+            )
     else:
         found = fetch(server, name)
     assert found.content is None  # type: ignore[attr-defined]
@@ -135,10 +168,66 @@ def test_what_a_server_can_do_to_us_has_a_reason(server: str, name: str, reason:
 
 
 def test_the_deadline_is_total_not_per_read(server: str) -> None:
-    for name in ("drip", "hang"):
+    for name in ("drip", "hang", "drip_headers"):
         start = time.monotonic()
-        assert fetch(server, name, deadline=0.7).reason == Reason.TIMEOUT  # type: ignore[attr-defined]
-        assert time.monotonic() - start < 2.5
+        assert fetch(server, name, deadline=0.7).reason == Reason.TIMEOUT, name  # type: ignore[attr-defined]
+        assert time.monotonic() - start < 1.7, name
+
+
+def test_an_error_body_is_not_waited_for(server: str) -> None:
+    start = time.monotonic()
+    assert fetch(server, "drip_error").reason == Reason.HTTP_4XX  # type: ignore[attr-defined]
+    assert time.monotonic() - start < 1.5
+
+
+def test_a_stalled_tls_handshake_meets_the_deadline() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:  # accepts, and never says a word
+        get = HttpFetcher(FetchSettings(attempts=1, deadline=0.7, allow_private_hosts=True))
+        start = time.monotonic()
+        assert get(f"https://127.0.0.1:{listener.getsockname()[1]}/x").reason == Reason.TIMEOUT
+        assert time.monotonic() - start < 1.7
+
+
+@pytest.mark.parametrize("refused", ["chunked-404", "status-404", "noai", "endless"])
+def test_an_unread_body_never_reaches_the_next_request(server: str, refused: str) -> None:
+    get = HttpFetcher(FetchSettings(attempts=1, deadline=5.0, max_bytes=100_000), trusted=server)
+    for _ in range(3):
+        assert get(f"http://{server}/{refused}").content is None
+        for good, body in (("ok", b"image bytes"), ("chunked-200", b"hello"), ("chunked-302", b"image bytes")):
+            assert get(f"http://{server}/{good}").content == body, good
+
+
+def test_a_body_read_to_its_end_leaves_its_connection_to_the_next(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+    connect = socket.create_connection
+
+    def counted(address: tuple[str, int], *_: object, **__: object) -> socket.socket:
+        opened.append(address)
+        return connect(address)
+
+    monkeypatch.setattr("urllib3.util.connection.create_connection", counted)
+    get = HttpFetcher(FetchSettings(attempts=1), trusted=server)
+    assert [get(f"http://{server}/{name}").content for name in ("ok", "chunked-200", "ok")] == [
+        b"image bytes", b"hello", b"image bytes",
+    ]  # fmt: skip
+    assert len(opened) == 1
+
+
+def test_robots_tag_for_an_agent_without_a_name() -> None:
+    assert is_opted_out(["noai"], "")
+    assert is_opted_out(["noai"], " ") and not is_opted_out(["googlebot: noai"], "")
+
+
+@pytest.mark.parametrize("ours", [OSError(errno.EMFILE, "Too many open files"), IndexError("a mistake of ours")])
+def test_our_own_trouble_is_raised_and_never_a_reason(
+    server: str, ours: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ours
+
+    monkeypatch.setattr("urllib3.util.connection.create_connection", fail)
+    with pytest.raises(type(ours), match=str(ours.args[-1])):
+        fetch(server, "ok")
 
 
 def test_a_compressed_body_is_never_inflated(server: str) -> None:
@@ -228,3 +317,34 @@ def test_folder_fetcher_stays_in_its_folder(tmp_path: Path) -> None:
     assert get(file_url("nul\0.png")).reason == Reason.FILE_UNREADABLE
     (root / "big.png").write_bytes(b"x" * 11)
     assert get(file_url("big.png")).reason == Reason.TOO_LARGE
+
+
+def test_file_names_that_are_not_utf8_are_planned_and_read(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"caf\xe9.png")).write_bytes(b"latin")
+    (tmp_path / "captions.csv").write_bytes(b"file,caption\ncaf\xe9.png,a caf\xe9\n")
+    found = list(folder_candidates(FolderSettings(path=str(tmp_path))))
+    assert [(c.source_id, c.captions) for c in found] == [("caf\\xe9.png", ("a caf\ufffd",))]
+    plan = plan_table(iter(found), 10, SplitSettings(), 0)
+    pq.write_table(plan, tmp_path / "plan.parquet")
+    url = pq.read_table(tmp_path / "plan.parquet")["url"][0].as_py()
+    assert FolderFetcher(tmp_path, max_bytes=10)(url).content == b"latin"
+
+
+def test_a_damaged_table_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "list.parquet"
+    pq.write_table(pa.table({"url": ["http://h/x"] * 1000, "caption": [str(i) for i in range(1000)]}), path)
+    content = bytearray(path.read_bytes())
+    content[4:-4000] = b"\xff" * (len(content) - 4004)  # the footer, with the schema, stays readable
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="cannot read .*list.parquet") as raised:
+        list(table_candidates(TableSettings(path=str(path))))
+    assert "\n" not in str(raised.value)
+
+
+def test_rows_without_a_url_are_one_candidate(tmp_path: Path) -> None:
+    path = tmp_path / "list.jsonl"
+    path.write_text(
+        '{"url": "", "caption": "a"}\n{"url": null, "caption": "b"}\n{"url": "http://h/x", "caption": "c"}\n'
+    )
+    found = [(c.source_id, c.url, c.captions) for c in table_candidates(TableSettings(path=str(path)))]
+    assert found == [("(no url)", "", ("a", "b")), ("http://h/x", "http://h/x", ("c",))]

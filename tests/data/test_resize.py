@@ -114,6 +114,18 @@ def test_modes(mode: str, size: tuple[int, int]) -> None:
     assert (small.width, small.height) == (16, 8)
 
 
+@pytest.mark.parametrize(("form", "limit"), [("jpg", 65_500), ("webp", 16_383)])
+def test_a_side_the_format_cannot_hold_has_a_reason(form: str, limit: int) -> None:
+    settings = ImageSettings(mode="no", format=form)  # type: ignore[arg-type]
+    assert resize_image(encode(Image.new("RGB", (limit, 1))), settings).width == limit
+    for size in ((limit + 1, 1), (1, limit + 1), (70_000, 1)):
+        assert resize_image(encode(Image.new("RGB", size)), settings).reason == Reason.TOO_LARGE_SIDE
+    assert resize_image(encode(Image.new("RGB", (70_000, 1))), AS_IS).width == 70_000
+    for mode in ("center_crop", "keep_ratio"):
+        cut = resize_image(encode(Image.new("RGB", (70_000, 20))), ImageSettings(mode=mode, size=8, format=form))  # type: ignore[arg-type]
+        assert (cut.reason is None) == (cut.content is not None) == (mode == "center_crop" or form == "jpg")
+
+
 def test_shrinking_is_antialiased() -> None:
     lines = np.zeros((256, 256, 3), np.uint8)
     lines[::2] = 255
@@ -136,5 +148,5 @@ def test_every_odd_image_is_stored_or_has_a_reason() -> None:
         "pillow_hopper_orientation_8.jpg",
     ):
         assert upright.content is not None and outcomes[name].content is not None
-        a, b = (np.asarray(Image.open(io.BytesIO(f.content))).astype(int) for f in (upright, outcomes[name]))
+        a, b = (np.asarray(Image.open(io.BytesIO(f.content or b""))).astype(int) for f in (upright, outcomes[name]))
         assert np.abs(a - b).mean() < 6, name

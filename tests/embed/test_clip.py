@@ -132,6 +132,23 @@ def test_named_models_are_checked(tmp_path: Path) -> None:
         load_clip(named(tmp_path, source="checkpoint", path=str(tmp_path)))
 
 
+@pytest.mark.parametrize("model", ["ViT-B-16-SigLIP", "roberta-ViT-B-32"])
+def test_a_model_with_another_tokenizer_is_one_line(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = named(tmp_path, source="random", model=model)
+
+    def unreachable(_: str) -> None:
+        raise OSError("no network\nand more lines")
+
+    monkeypatch.setattr("open_clip.get_tokenizer", unreachable)
+    with pytest.raises(UserError, match=rf"cannot load the tokenizer of {model}: no network$"):
+        load_clip(run)
+    monkeypatch.setattr("open_clip.get_tokenizer", lambda _: object())
+    with pytest.raises(UserError, match=rf"{model} uses object, whose padding and end-of-text are not CLIP's"):
+        load_clip(run)
+
+
 def test_the_bpe_file_travels_with_the_clip(folder: Path) -> None:
     (folder / BPE_FILE).unlink()
     with pytest.raises(UserError, match="the tokenizer has 49408 ids"):

@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from data.errors import UserError
 from data.sources import scene_world as world
 from eval.attribute_accuracy import judge_one_object, judge_two_objects
 from eval.attributes import Vocabulary, augment, load_classifier, save_classifier, train_classifier
@@ -60,6 +61,14 @@ def test_chance_is_what_a_guesser_reaches():
     named = [{"objects": [{"colour": COLOURS[i % 3]}, {"colour": COLOURS[(i + 1) % 3]}]} for i in range(3000)]
     found = judge_two_objects({"colour": rng.normal(size=(3000, 3))}, {"colour": COLOURS}, named, [])["colour"]
     assert found.right.mean() == pytest.approx(found.chance.mean(), abs=0.03)
+
+
+def test_a_value_that_no_training_scene_has_is_named():
+    named, logits = [{"objects": [{"colour": "mauve"}]}], {"colour": np.zeros((1, 3))}
+    with pytest.raises(UserError, match="'mauve', which none of .* training scenes has .* larger dataset"):
+        judge_one_object(logits, {"colour": COLOURS}, named)
+    with pytest.raises(UserError, match="mauve"):
+        judge_two_objects(logits, {"colour": COLOURS}, [{"objects": [*named[0]["objects"], {}]}], [])
 
 
 def scenes(start: int, n: int, side: int = 16) -> tuple[np.ndarray, list[dict]]:

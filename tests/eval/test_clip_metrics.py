@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
+from eval.bootstrap import Estimate
 from eval.clip_score import clip_score, clip_score_hessel, r_precision
 from eval.diversity import within_caption_diversity
+from eval.measure import NO_VARIATION, SAME_CLIP, Measured, difference
 
 X, Y = np.array([1.0, 0.0]), np.array([0.0, 1.0])
 DIAGONAL = np.array([0.6, 0.8])
@@ -47,3 +49,17 @@ def test_diversity_is_the_mean_over_pairs_in_any_order():
 
 def test_a_caption_with_one_image_has_no_diversity():
     assert within_caption_diversity(np.stack([X]), np.array([0]))[0].size == 0
+
+
+def test_a_difference_keeps_only_the_warnings_that_hold_for_it():
+    flat, varied = Estimate(1.0, 0.8, 1.0, np.ones(50)), Estimate(0.5, 0.4, 0.6, np.linspace(0.4, 0.6, 50))
+    said = (
+        "all right or all wrong: Wilson's interval over captions",
+        SAME_CLIP,
+        "biased upward: few",
+        "resampling puts ...",
+    )
+    a, b = {"m": Measured(flat, 5, 9, said)}, {"m": Measured(varied, 5, 9, said)}
+    assert difference(a, b)["m"].warnings == (SAME_CLIP, "biased upward: few")
+    same = difference(a, a)["m"]
+    assert (same.estimate.lo, same.estimate.hi) == (0, 0) and same.warnings[-1] == NO_VARIATION

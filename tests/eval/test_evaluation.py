@@ -19,23 +19,29 @@ from eval.prompts import choose_prompts, make_prompts
 from eval.real_images import RealImages
 from eval.sample import jobs, make_samples
 from eval.settings import EvalSettings
+from eval.systems import system_inputs
 from eval.table import METRICS_SCHEMA, Row, publish_rows, read_rows
-from tests.eval.tiny_run import HOSTILE, FakeClip, FakeSystem, make_run
+from tests.eval.tiny_run import HOSTILE, FakeClip, FakeSystem, make_run, train
 
 CLIP = "clip:" + FakeClip.identity[:8]
+
+
+def draw_all(run):
+    settings = run.config[EvalSettings]
+    real = RealImages(run.dataset, run.view("base"))
+    make_prompts(run, real, "captions", settings.captions)
+    make_prompts(run, real, "grids", settings.grids)
+    for system in (FakeSystem("unclip", faithful=True), FakeSystem("glide", faithful=False)):
+        system.inputs = system_inputs(run, system.name, FakeClip.identity)
+        for job in jobs(system, settings, run.seed):
+            make_samples(run, job)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run with samples and metrics; its CLIP is a fake."""
     run = make_run(tmp_path_factory.mktemp("runs"), label="Smoke: numbers mean nothing.")
-    settings = run.config[EvalSettings]
-    real = RealImages(run.dataset, run.view("base"))
-    make_prompts(run, real, "captions", settings.captions)
-    make_prompts(run, real, "grids", settings.grids)
-    for system in (FakeSystem("unclip", faithful=True), FakeSystem("glide", faithful=False)):
-        for job in jobs(system, settings, run.seed):
-            make_samples(run, job)
+    draw_all(run)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluation, "load_clip", lambda run: FakeClip())
         compute_metrics(run)
@@ -140,6 +146,23 @@ def test_missing_samples_name_the_command(tmp_path):
         report.write_report(run)
 
 
+def test_one_sample_a_caption_and_samples_of_replaced_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, "load_clip", lambda run: FakeClip())
+    few = {"captions": 8, "samples": 1}
+    run = make_run(tmp_path, captions=few, grids=few, guidance=[1.0], grid_guidance=1.0, bootstrap_draws=100)
+    draw_all(run)
+    compute_metrics(run)
+    report.write_report(run)
+    train(run, "glide", "2")
+    with pytest.raises(
+        UserError, match=r"glide.* were drawn with models that have been replaced since; run `python -m eval sample`"
+    ):
+        compute_metrics(run)
+    draw_all(run)
+    with pytest.raises(UserError, match="run `python -m eval metrics`"):
+        report.write_report(run)
+
+
 # --- the report ---
 
 
@@ -149,7 +172,7 @@ def written(run):
         run.folder / "humaneval" / "results.json",
         {
             "simulated": True, "study": {"hash": "abc"},
-            "questions": [{"question": "photorealism", "system_a": "unclip", "system_b": HOSTILE, "n": 60, "win_rate": 0.55, "simulated": True, "shares": {"win": 0.5, "tie": 0.25}, "left_share": None, "lo": 0.4, "hi": 0.7}],
+            "questions": [{"question": "photorealism", "system_a": "unclip", "system_b": HOSTILE, "n": 60, "win_rate": 0.55, "simulated": True, "shares": {"win": 0.5, "tie": 0.25}, "left_share": None, "lo": None, "hi": None}, {"question": "diversity", "simulated": False, "win_rate": 0.25}],
         },
     )  # fmt: skip
     as_json, as_html = report.write_report(run)
@@ -191,7 +214,9 @@ def test_labels_provenance_and_funnel_are_there(written):
     data, html = written
     assert "Smoke: numbers mean nothing." in html
     assert "Synthetic data" in html
-    assert "simulated raters" in html and "no person was asked" in html
+    assert "some rows of simulated raters" in html and "no person was asked" in html
+    assert "55.0%" in html and "25.0%" in html and "<td>simulated</td>" in html and "<td>no</td>" in html
+    assert "left share" not in html and "normal lo" in html
     assert data["artifacts"].keys() >= {"dataset", "views/base", "eval/attributes", "prompts/captions"}
     assert data["funnel"][0]["step"] == "planned"
     assert len(data["artifacts"]["dataset"]) == 64

@@ -128,6 +128,15 @@ def test_a_retrained_model_makes_its_samples_anew(run, real):
     assert after.folder == before.folder and system.calls == 2 * calls
 
 
+def test_two_folders_of_the_same_samples_are_refused(run, real):
+    make_prompts(run, real, "small", PromptSetSettings(captions=12, samples=2, two_object=2))
+    job = job_of(FakeSystem("unclip", True), 8.0)
+    folders = [make_samples(run, j).folder.name for j in (job, replace(job, samples_per_prompt=1))]
+    with pytest.raises(UserError, match="delete the outdated one") as error:
+        find_samples(run.folder, "unclip", "small", 8.0)
+    assert all(name in str(error.value) for name in folders)
+
+
 def test_a_free_caption_is_drawn_as_a_grid():
     grid = draw_caption(FakeSystem("unclip", True), HOSTILE, 8, 1.0, run_seed=0)
     assert grid.shape == (3 * 18 - 2, 3 * 18 - 2, 3)

@@ -98,6 +98,19 @@ class FakeSystem:
 TABLES = {"shape": world.SHAPES, "colour": world.COLOURS, "size": world.SIZES}
 
 
+def write_model(spec: PartSpec, attempt: Path) -> dict[str, int]:
+    (attempt / "model").write_text(spec.inputs["version"])
+    return {}
+
+
+def train(run: Run, name: str, version: str = "1") -> None:
+    """A stand-in for a model: only its digest matters to eval."""
+    stage = Stage(
+        f"train-{name}", 1, run.folder / "models" / name, {}, [PartSpec("model", {"version": version})], write_model
+    )
+    run_stage(stage, InProcess())
+
+
 def make_run(folder: Path, **settings: object) -> Run:
     tables = {
         "run": {"name": "tiny", "folder": str(folder), "seed": 3},
@@ -111,4 +124,6 @@ def make_run(folder: Path, **settings: object) -> Run:
     run = Run.open(parse_config(tables, "test"))
     for name, make in (("dataset", write_dataset), ("views/base", write_view), ("views/train", write_view)):
         run_stage(Stage(name.replace("/", "-"), 1, run.folder / name, {}, [PartSpec("00000")], make), InProcess())
+    for name in ("prior", "decoder", "glide"):
+        train(run, name)
     return run

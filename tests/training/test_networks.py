@@ -24,7 +24,7 @@ from training.settings import (
     PriorSettings,
     TextEncoderSettings,
 )
-from training.text_encoder import TextEncoder
+from training.text_encoder import TextEncoder, caption_mask
 
 CLIP = ClipShape(embed_dim=8, context_length=6, vocab_size=12)
 SMALL_DECODER = DecoderArchitecture(
@@ -99,6 +99,24 @@ def test_prior_ignores_padding_and_dropped_conditions() -> None:
     assert not torch.allclose(null, base)
 
 
+def test_a_token_of_id_0_inside_a_caption_is_no_padding(tmp_path: Path) -> None:
+    clip = load_clip_folder(save_tiny_clip(tmp_path))
+    ids = clip.tokenize(["wow!!", "a ring"])
+    assert (ids[0, : clip.token_counts(ids)[0]] == 0).sum() == 1  # the first "!"
+    assert caption_mask(ids).sum(dim=1).tolist() == clip.token_counts(ids).tolist()
+    with_0, other = torch.tensor([[10, 3, 0, 4, 11, 0]] * 2), torch.tensor([[10, 3, 5, 4, 11, 0]] * 2)
+    no, x = drops(False, False), torch.randn(2, 3, 8, 8)
+    for network, inputs, cond in (
+        (prior(), z(0), lambda ids: PriorCondition(ids, z(1), no)),
+        (decoder(True), x, lambda ids: DecoderCondition(ids, z(1), no, no)),
+    ):
+        base = network(inputs, T, cond(with_0))
+        assert not torch.allclose(base, network(inputs, T, cond(other)), atol=1e-5)
+        with torch.no_grad():  # it is seen as itself, not as a gap
+            (network if isinstance(network, Prior) else network.text_encoder).token_embedding.weight[0].normal_()
+        assert not torch.allclose(base, network(inputs, T, cond(with_0)), atol=1e-5)
+
+
 def test_fully_dropped_decoder_ignores_caption_and_z_i() -> None:
     network, x = decoder(True), torch.randn(2, 3, 8, 8)
     null = network(x, T, DecoderCondition(IDS, z(1), drops(True, True), drops(True, True)))
@@ -164,7 +182,7 @@ def test_a_text_encoder_copied_from_clip_gives_its_token_states_and_stays_frozen
     encoder.copy_clip(clip.model)
     ids = clip.tokenize(["a large red cross on a white background", "a ring"])
     states, final = encoder(ids, torch.zeros(2, dtype=torch.bool))
-    expected, real = clip.token_states(ids), ids != 0
+    expected, real = clip.token_states(ids), caption_mask(ids)
     assert torch.allclose(states[real], expected[real], atol=1e-5)
     assert torch.allclose(final, expected[torch.arange(2), ids.argmax(1)], atol=1e-5)
     trained = {name for name, p in encoder.named_parameters() if p.requires_grad}

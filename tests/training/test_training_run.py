@@ -145,6 +145,12 @@ def test_a_sample_depends_on_its_caption_and_seed_alone(trained_run: Run, name: 
     assert system.generate([], [], OPTIONS).shape == (0, 8, 8, 3)
 
 
+def test_text_embeddings_do_not_depend_on_their_batch(trained_run: Run) -> None:
+    system = load_system(trained_run, "unclip", "cpu")
+    together = system.embed(CAPTIONS, [1, 2, 3, 4, 5], OPTIONS)
+    assert torch.equal(together[3:4], system.embed(CAPTIONS[3:4], [4], OPTIONS))
+
+
 def test_caption_only_and_embedding_only_rows(trained_run: Run) -> None:
     system = load_system(trained_run, "unclip", "cpu")
     ids = system.clip.tokenize(CAPTIONS[:2])

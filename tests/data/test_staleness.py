@@ -1,0 +1,124 @@
+"""What changed after something was made from it is said, not overlooked."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data.artifacts import Artifact, PartSpec
+from data.cli import Command, front_door
+from data.dataset import build_dataset
+from data.errors import StageFailed, UserError
+from data.executors import InProcess
+from data.funnel import funnel_rows
+from data.run import Run
+from data.runner import Stage, run_stage
+from data.status import run_status
+from data.views import build_base_view, build_train_view
+from tests.conftest import make_config
+
+FOLDER = {"samples_per_shard": 3, "image": {"size": 16, "format": "png"}}
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    from PIL import Image
+
+    root = tmp_path / "photos"
+    root.mkdir()
+    for i, colour in enumerate(("red", "green", "blue", "white")):
+        Image.new("RGB", (20, 20), colour).save(root / f"{i}.png")
+    write_captions(root, ["a red wall", "a green wall", "a blue wall", "a white wall"])
+    return root
+
+
+def write_captions(root: Path, captions: list[str]) -> None:
+    (root / "captions.csv").write_text("file,caption\n" + "".join(f"{i}.png,{c}\n" for i, c in enumerate(captions)))
+
+
+def config(tmp_path: Path, photos: Path, **fetch: Any) -> Any:
+    dataset = {"folder": {"path": str(photos)}, **FOLDER, "fetch": fetch}
+    return make_config(tmp_path, dataset=dataset, views={"base": {"min_caption_words": 2}})
+
+
+def state(run: Run, name: str) -> str:
+    return next(s.state for s in run_status(run) if s.name == name)
+
+
+def test_new_captions_under_old_images_remake_the_views(tmp_path: Path, photos: Path) -> None:
+    """The ledger knows how many captions an image has, not their words: the view must depend on the words too."""
+    run = Run.open(config(tmp_path, photos))
+    build_dataset(run, InProcess())
+    build_base_view(run)
+    build_train_view(run)
+    assert funnel_rows(run)[-1].step == "view train"
+    write_captions(photos, ["a red wall", "wall", "a blue wall", "a white wall"])
+    shutil.rmtree(run.dataset.folder)
+    build_dataset(run, InProcess())
+    assert (state(run, "views/base"), funnel_rows(run)[-1].step) == ("stale", "stored")
+    assert build_base_view(run).manifest()["counts"]["dropped_caption_too_short_pairs"] == 1
+    assert (state(run, "views/base"), state(run, "views/train")) == ("complete", "stale")
+    assert funnel_rows(run)[-1].step == "view base"
+
+
+def test_what_decides_what_is_stored_may_not_change_half_way(tmp_path: Path, photos: Path) -> None:
+    build_dataset(Run.open(config(tmp_path, photos)), InProcess())
+    build_dataset(Run.open(config(tmp_path, photos, threads=3, deadline=5.0)), InProcess())
+    with pytest.raises(UserError, match=r"dataset.fetch.respect_robots_tag was True .* says False"):
+        Run.open(config(tmp_path, photos, respect_robots_tag=False))
+
+
+def test_a_plan_that_changes_under_a_worker_is_refused(tmp_path: Path, photos: Path) -> None:
+    run = Run.open(config(tmp_path, photos))
+
+    class ChangesThePlan(InProcess):
+        def run(self, *args: Any) -> Iterator[Any]:
+            import pyarrow.parquet as pq
+
+            path = run.dataset.folder / "plan.parquet"
+            table = pq.read_table(path)
+            pq.write_table(table.set_column(2, "source_id", table["key"]), path)
+            yield from super().run(*args)
+
+    with pytest.raises(UserError, match=r"plan.parquet changed while its shards were made"):
+        build_dataset(run, ChangesThePlan())
+
+
+def test_parts_that_never_arrive_do_not_make_a_complete_artifact(tmp_path: Path) -> None:
+    """Workers that see another folder under this path report success, and publish elsewhere."""
+
+    class Elsewhere(InProcess):
+        def run(self, name: str, function: Any, calls: Any, labels: Any) -> Iterator[Any]:
+            for label in labels:
+                yield label, {"seconds": 0.0}
+
+    stage = Stage("s", 1, tmp_path / "a", {}, [PartSpec("00000"), PartSpec("00001")], write_nothing)
+    with pytest.raises(StageFailed, match=r"2 receipts are not in .*do the workers see this folder"):
+        run_stage(stage, Elsewhere())
+    assert not Artifact(tmp_path / "a").is_complete()
+
+
+def write_nothing(spec: PartSpec, attempt: Path) -> dict[str, int]:
+    return {}
+
+
+def test_a_report_that_a_kill_prevented_is_not_complete(tmp_path: Path, photos: Path) -> None:
+    run = Run.open(config(tmp_path, photos))
+    build_dataset(run, InProcess())
+    (run.folder / "eval").mkdir()
+    assert state(run, "eval") == "incomplete"
+    assert state(run, "samples") == "missing"
+
+
+def test_an_unusable_run_folder_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    toml = tmp_path / "c.toml"
+    (tmp_path / "file").write_text("")
+    toml.write_text('[run]\nname = "x"\n[dataset.scenes]\nsamples = 3\n')
+    commands = [Command("go", "go", lambda c, _: Run.open(c) and None)]
+    assert front_door("room", "", commands, ["go", "--config", str(toml), f"run.folder={tmp_path / 'file'}"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: Not a directory") and error.count("\n") == 1
+    assert front_door("room", "", commands, ["go", "--config", str(toml), "eval.grid_guidance=inf"]) == 2
+    assert "finite" in capsys.readouterr().err
