@@ -90,7 +90,7 @@ def test_missing_inputs_name_the_make_target(tmp_path: Path) -> None:
 
 
 def test_empty_split_is_refused(trained_run: Run) -> None:
-    with pytest.raises(UserError, match="no pairs are left"):
+    with pytest.raises(UserError, match="no pair of the split 'nosuch' is left"):
         EmbeddingReader(trained_run.embeddings, trained_run.view("train"), "nosuch")
 
 
