@@ -130,7 +130,7 @@ def open_executor(settings: ClusterSettings, scratch: Path) -> Iterator[Executor
         scratch.mkdir(parents=True, exist_ok=True)
         cluster = LocalCluster(
             n_workers=settings.workers, threads_per_worker=1, processes=True, memory_limit=settings.memory_limit,
-            dashboard_address=None, local_directory=str(scratch), silence_logs=40,
+            dashboard_address="127.0.0.1:0", local_directory=str(scratch), silence_logs=40,
         )  # fmt: skip
         with cluster, Client(cluster) as client:
             client.register_plugin(_worker_log(scratch.parent / "logs"))

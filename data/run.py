@@ -90,11 +90,13 @@ class Run:
             )
             if changed and owned:
                 key = changed[0]
+                # The seed shapes everything; naming every artifact would bury the advice.
+                delete = [str(self.folder)] if name == "run" else [str(self.folder / o) for o in owned]
+                made = "the run" if name == "run" else ", ".join(owned)
                 raise UserError(
                     f"{self.folder} belongs to another config: {name}.{key} was {before.get(key)!r} "
-                    f"when {', '.join(owned)} was made, "
-                    f"{self.config.source} says {after.get(key)!r}; use another run.name, "
-                    f"or delete {', '.join(str(self.folder / o) for o in owned)}"
+                    f"when {made} was made, {self.config.source} says {after.get(key)!r}; "
+                    f"use another run.name, or delete {', '.join(delete)}"
                 )
 
     def _existing(self) -> list[str]:

@@ -34,7 +34,7 @@ class Study:
     """A complete study, read only. Raises UserError when it does not exist or is of a format that this code does not know."""
 
     def __init__(self, artifact: Artifact) -> None:
-        self.artifact = artifact.require("make study (python -m humaneval build)")
+        self.artifact = artifact.require("python -m humaneval build")
         self.hash = sha256_file(artifact.folder / "study.json")
         content = read_json(artifact.folder / "study.json", "study")
         if content["format"] != FORMAT:
