@@ -22,7 +22,7 @@ SECTIONS = {
     "run": "data.settings:RunSettings",
     "cluster": "data.settings:ClusterSettings",
     "dataset": "data.settings:DatasetSettings",
-    "views": "data.settings:ViewsSettings",
+    "views": "data.filters.settings:ViewsSettings",
     "clip": "embed.settings:ClipSettings",
     "embeddings": "embed.settings:EmbeddingsSettings",
     "clip_training": "training.settings:ClipTrainingSettings",

@@ -21,11 +21,12 @@ from data.fetch.http import Fetched, HttpFetcher
 from data.fetch.img2dataset_seam import Outcome, download_shard
 from data.fetch.reasons import Reason
 from data.fetch.resize import resize_image
+from data.fetch.settings import HOW_TO_ASK, FetchSettings, ImageSettings
 from data.ledger import LEDGER_SCHEMA, LOG_SCHEMA
 from data.plan import freeze_plan, plan_table, read_plan
 from data.run import Run
 from data.runner import Stage, run_stage
-from data.settings import HOW_TO_ASK, DatasetSettings, FetchSettings, ImageSettings
+from data.settings import DatasetSettings
 from data.shards import Sample, ShardWriter
 from data.sources.candidates import Candidate
 from data.sources.folder import folder_candidates

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 
 from data.artifacts import publish_bytes
 from data.errors import UserError
-from data.settings import SplitSettings
 from data.sources.candidates import Candidate
+from data.sources.settings import SplitSettings
 
 PLAN_FILE = "plan.parquet"
 PLAN_SCHEMA = pa.schema(

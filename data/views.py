@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 
 from data.artifacts import Artifact, PartSpec, fingerprint
 from data.executors import InProcess
+from data.filters.settings import BaseViewSettings, ScoreRule, ViewsSettings
 from data.ledger import ledger_path, read_ledger
 from data.plan import read_plan
 from data.run import Run
 from data.runner import Stage, run_stage
-from data.settings import BaseViewSettings, ScoreRule, ViewsSettings
 
 STAGE_VERSION = 1
 VIEW_SCHEMA = pa.schema(

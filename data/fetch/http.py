@@ -19,7 +19,7 @@ from urllib3.util import Timeout
 from urllib3.util.ssl_ import create_urllib3_context
 
 from data.fetch.reasons import TRANSIENT, Reason
-from data.settings import FetchSettings
+from data.fetch.settings import FetchSettings
 
 CHUNK = 1 << 16
 OUT_OF_FILES = (errno.EMFILE, errno.ENFILE)  # our own trouble: it says nothing about a URL

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
 from data.fetch.reasons import Reason
-from data.settings import ImageSettings
+from data.fetch.settings import ImageSettings
 
 # What a web crawl can hold. Formats that run other programs or read other files (EPS, WMF, FLI ...) stay closed.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO", "DIB")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from data.errors import UserError
 from data.fetch.files import file_url
-from data.settings import FolderSettings
 from data.sources.candidates import Candidate
+from data.sources.settings import FolderSettings
 
 IMAGE_ENDINGS = frozenset(
     [

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from data.settings import ScenesSettings
 from data.sources.candidates import Candidate
 from data.sources.scene_world import captions, draw, sample_attributes, scene
+from data.sources.settings import ScenesSettings
 
 # `.invalid` never resolves (RFC 2606): the plan's URLs stay the same while the loopback port changes from run to run.
 PREFIX = "http://scenes.invalid/"

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.errors import UserError
-from data.settings import TableSettings
 from data.sources.candidates import Candidate
+from data.sources.settings import TableSettings
 
 READERS = {
     ".csv": lambda path: pd.read_csv(path, dtype=str, keep_default_na=False, encoding_errors="replace"),

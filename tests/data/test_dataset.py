@@ -20,10 +20,10 @@ from data.funnel import draw_funnel, funnel_rows, funnel_text
 from data.ledger import read_ledger
 from data.plan import draw_split, plan_table, read_plan
 from data.run import Run
-from data.settings import SplitSettings
 from data.shards import ShardReader, read_shard
 from data.sources.candidates import Candidate
 from data.sources.scene_world import draw, scene
+from data.sources.settings import SplitSettings
 from data.views import build_base_view, build_train_view, find_duplicates, kept_pairs
 from tests.conftest import REPOSITORY, exit_code_with_fault, make_config, tree_bytes
 
@@ -191,8 +191,8 @@ def test_a_url_list_is_downloaded(tmp_path: Path, ending: str) -> None:
     """Served by the scenes' own loopback server, which a table may reach only when private hosts are allowed."""
     import pandas as pd
 
-    from data.settings import ScenesSettings
     from data.sources.scenes import scenes_server
+    from data.sources.settings import ScenesSettings
 
     with scenes_server(ScenesSettings(samples=3, side=16)) as address:
         rows = [(f"http://{address}/0/{i % 3}.png", f"caption {i}") for i in range(6)] + [

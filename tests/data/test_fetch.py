@@ -18,9 +18,10 @@ from data.errors import UserError
 from data.fetch.files import FolderFetcher, file_url
 from data.fetch.http import HttpFetcher, is_opted_out, is_public
 from data.fetch.reasons import Reason
+from data.fetch.settings import FetchSettings
 from data.plan import plan_table
-from data.settings import FetchSettings, FolderSettings, SplitSettings, TableSettings
 from data.sources.folder import folder_candidates
+from data.sources.settings import FolderSettings, SplitSettings, TableSettings
 from data.sources.table import table_candidates
 
 

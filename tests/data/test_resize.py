@@ -12,7 +12,7 @@ from PIL import Image
 
 from data.fetch.reasons import Reason
 from data.fetch.resize import resize_image
-from data.settings import ImageSettings
+from data.fetch.settings import ImageSettings
 
 AS_IS = ImageSettings(mode="no", format="png")
 ODD = Path(__file__).parents[2].parent / "shared" / "data" / "odd_images"

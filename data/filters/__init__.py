@@ -1,0 +1,1 @@
+"""Filters: columns about pairs that need no CLIP, and the recipes that compare them."""
