@@ -16,7 +16,7 @@ export NO_ALBUMENTATIONS_UPDATE = 1
 export PYTHONUNBUFFERED = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo dataset clip embeddings train eval report rate dashboard status test test-slow lint clean
+.PHONY: help setup demo dataset clip embeddings train eval report rate dashboard retry show status test test-slow lint clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -36,8 +36,9 @@ demo: $(READY) ## the whole system on the synthetic world, about 15 minutes on 2
 .PHONY: everything
 everything: dataset clip embeddings train eval
 
-dataset: $(READY) ## download, store and filter image-text pairs
+dataset: $(READY) ## download, store, score and filter image-text pairs
 	$(PY) -m data build $(WITH)
+	$(PY) -m data scores $(WITH)
 	$(PY) -m data view --name base $(WITH)
 	$(PY) -m data funnel $(WITH)
 
@@ -71,6 +72,12 @@ rate: $(READY) ## the rating page, for people
 
 dashboard: $(READY) ## results and report pages
 	$(PY) -m dashboards results $(WITH)
+
+retry: $(READY) ## download again what failed for a reason that may pass
+	$(PY) -m data retry-failed $(WITH)
+
+show: $(READY) ## print samples and draw a contact sheet
+	$(PY) -m data show $(WITH)
 
 status: $(READY) ## what is complete, what is stale and why, and the next command
 	$(PY) -m data status $(WITH)

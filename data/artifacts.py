@@ -3,7 +3,7 @@
     plan.json            first: settings, stage version, ordered parts with the digest of each part's inputs
     parts/00042.json     receipt, last of its part: files, sizes, sha256, counts; files without a receipt are garbage
     manifest.json        last of the artifact: the receipts assembled; its presence means complete
-    log/, provenance.json    volatile facts (times, hosts, versions): outside every digest
+    log/, provenance.json, README.md    volatile facts (times, hosts, versions, a card): outside every digest
 
 Everything but the volatile facts is a pure function of settings, stage version and inputs, byte for byte.
 """
@@ -22,6 +22,8 @@ from typing import Any
 from data.errors import DiskFull, UserError
 
 VOLATILE = "log"
+# Of the day they were made: dates, hosts, addresses (a dataset card).
+VOLATILE_FILES = ("provenance.json", "README.md")
 
 
 def canonical_json(value: Any) -> bytes:
@@ -200,7 +202,7 @@ class Artifact:
         if not self.is_complete():
             return [f"{self.folder}: no manifest, the artifact is not complete"]
         manifest = self.manifest()
-        problems, known = [], {"plan.json", "manifest.json", "provenance.json"}
+        problems, known = [], {"plan.json", "manifest.json", *VOLATILE_FILES}
         recorded = dict(manifest["files"])
         for receipt in self.receipts():
             recorded |= receipt.files

@@ -1,199 +1,119 @@
-"""The dataset stage: plan -> download -> shards and ledger, one shard a part."""
+"""The dataset stage: plan -> download -> shards and ledger, one shard a part, then the shards of frozen retries."""
 
-import hashlib
-import json
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-
-from data.artifacts import Artifact, PartSpec, fingerprint
+from data.artifacts import Artifact, PartSpec, Receipt
 from data.card import write_card
+from data.download import make_shard
 from data.errors import UserError
 from data.executors import Executor
-from data.fetch.files import FolderFetcher
-from data.fetch.http import Fetched, HttpFetcher
-from data.fetch.img2dataset_seam import Outcome, download_shard
+from data.fetch.breaker import Breaker
 from data.fetch.reasons import Reason
-from data.fetch.resize import resize_image
-from data.fetch.settings import HOW_TO_ASK, FetchSettings, ImageSettings
-from data.ledger import LEDGER_SCHEMA, LOG_SCHEMA
-from data.plan import freeze_plan, plan_table, read_plan
+from data.fetch.settings import HOW_TO_ASK, FetchSettings
+from data.ledger import dropped_counts, read_ledger
+from data.plan import PLAN_FILE, SOURCE_FILE, FrozenPlan, freeze_plan
+from data.reshard import is_resharded
+from data.retry import RETRIES_FILE, frozen_retries
 from data.run import Run
 from data.runner import Stage, run_stage
 from data.settings import DatasetSettings
-from data.shards import Sample, ShardWriter
-from data.sources.candidates import Candidate
-from data.sources.folder import folder_candidates
-from data.sources.scenes import PREFIX, scenes_candidates, scenes_server
-from data.sources.table import table_candidates
+from data.sources.source import open_source
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
+# Decided before anything is asked for: they say nothing about how downloads go.
+BEFORE_ASKING = frozenset({Reason.NO_CAPTION, Reason.EXCLUDED_URL, Reason.EXCLUDED_DOMAIN})
+T = TypeVar("T")
 
 
 def build_dataset(run: Run, executor: Executor) -> Artifact:
-    """Download what is missing of the planned shards and publish the dataset."""
+    """Download what is missing of the planned shards and of frozen retries, and publish the dataset.
+
+    Raises UserError when the source changed since the plan was frozen, and (SuccessCollapsed) when hardly any download succeeds.
+    A resharded dataset is handed back as it stands.
+    """
     settings = run.config[DatasetSettings]
     folder = run.dataset.folder
-    table = plan_table(candidates(settings, run.seed), settings.samples_per_shard, settings.split, run.seed)
-    freeze_plan(folder, table)
-    # The folder's or table's own path is not recorded: its content is, in the frozen plan.
-    ways: Any = {"fetch": set(HOW_TO_ASK), "folder": True, "table": True}
-    shaping = settings.model_dump(mode="json", exclude=ways) | {"seed": run.seed}
-    with serving(settings) as source:
-        payload = {
-            "source": source,
-            "fetch": settings.fetch.model_dump(mode="json"),
-            "image": settings.image.model_dump(mode="json"),
-            "plan": str(folder),
-        }
-        parts = []
-        for shard in range(table["shard"][-1].as_py() + 1):
-            rows = table.filter(pc.equal(table["shard"], shard))
-            parts.append(PartSpec(f"{shard:05d}", {"plan": fingerprint(rows.to_pylist())}, {**payload, "shard": shard}))
-        stage = Stage("dataset", STAGE_VERSION, folder, shaping, parts, make_shard, finish, precious=True)
-        return run_stage(stage, executor, run.logs)
+    if is_resharded(run.dataset):
+        return run.dataset.require(f"python -m data reshard --to {run.folder.name}")
+    source = open_source(settings, run.seed)
+    plan = freeze_plan(folder, source, settings, run.seed)
+    with source.serving() as payload:
+        if payload["kind"] == "web" and settings.fetch.contact is None:
+            print(
+                "warning: dataset.fetch.contact is not set: an address in the user agent lets site owners ask rather than block",
+                file=sys.stderr,
+            )
+        parts = dataset_parts(run.dataset, plan, settings, payload)
+        finish, shaped = finish_with(settings), shaping(settings, run.seed)
+        stage = Stage("dataset", STAGE_VERSION, folder, shaped, parts, make_shard, finish, "shards", precious=True)
+        return run_stage(stage, WithBreaker(executor, run.dataset, settings.fetch), run.logs)
 
 
-def candidates(settings: DatasetSettings, seed: int) -> Iterator[Candidate]:
-    """The configured source's candidates, in the source's fixed order."""
-    if settings.scenes is not None:
-        return scenes_candidates(settings.scenes, seed)
-    if settings.table is not None:
-        return table_candidates(settings.table)
-    assert settings.folder is not None
-    return folder_candidates(settings.folder)
+def shaping(settings: DatasetSettings, seed: int) -> dict[str, Any]:
+    """The settings that shape the dataset's bytes. Paths of inputs are not among them: what is in the files is, in `source.json`."""
+    files: Any = {"folder": True, "table": True, "coco": True, "webdataset": True}
+    files["exclude"] = {"urls", "domains", "sha256", "phash"}
+    return settings.model_dump(mode="json", exclude={"fetch": set(HOW_TO_ASK), **files}) | {"seed": seed}
 
 
-@contextmanager
-def serving(settings: DatasetSettings) -> Iterator[dict[str, Any]]:
-    """Keep the source reachable while shards are made; yields what a worker needs to know to fetch from it."""
-    if settings.scenes is not None:
-        with scenes_server(settings.scenes) as address:
-            yield {"kind": "scenes", "address": address}
-        return
-    if settings.table is not None:
-        yield {"kind": "web"}
-        return
-    assert settings.folder is not None
-    yield {"kind": "folder", "root": str(Path(settings.folder.path).resolve())}
-
-
-def fetcher(source: dict[str, Any], settings: FetchSettings) -> Callable[[str], Fetched]:
-    if source["kind"] == "folder":
-        return FolderFetcher(Path(source["root"]), settings.max_bytes)
-    if source["kind"] == "web":
-        return HttpFetcher(settings)
-    base = f"http://{source['address']}/"
-    return HttpFetcher(settings, trusted=source["address"], rewrite=lambda url: url.replace(PREFIX, base, 1))
-
-
-def make_shard(spec: PartSpec, attempt: Path) -> dict[str, int]:
-    """Part function: download the rows of one shard; writes `shards/`, `ledger/` and `log/` under `attempt`."""
-    payload = spec.payload
-    image = ImageSettings(**payload["image"])
-    settings = FetchSettings(**payload["fetch"])
-    rows = read_plan(Path(payload["plan"]), payload["shard"]).to_pylist()
-    if fingerprint(rows) != spec.inputs["plan"]:
-        raise UserError(f"{payload['plan']}/plan.parquet changed while its shards were made; run `make dataset` again")
-    wanted = [row for row in rows if row["captions"]]
-    start = time.perf_counter()
-    outcomes, spool = download_shard(
-        [row["url"] for row in wanted], fetcher(payload["source"], settings), lambda content: resize_image(content, image),
-        settings.threads, attempt / "scratch",
-    )  # fmt: skip
-    by_key = {row["key"]: outcome for row, outcome in zip(wanted, outcomes, strict=True)}
-    records = _write_shard(attempt / "shards" / f"{spec.name}.tar", rows, by_key, spool, image)
-    _write_table(attempt / "ledger" / f"{spec.name}.parquet", records, LEDGER_SCHEMA)
-    log = [
-        {"key": key, "attempts": o.log.get("attempts"), "detail": o.log.get("detail") or None}
-        for key, o in by_key.items()
-    ]
-    _write_table(attempt / "log" / f"{spec.name}.parquet", log, LOG_SCHEMA, seconds=time.perf_counter() - start)
-    for path in (attempt / "scratch").iterdir():
-        path.unlink()
-    return count(records)
-
-
-def count(records: list[dict[str, Any]]) -> dict[str, int]:
-    """Planned = stored + sum over reasons, for samples and pairs: asserted here, summed in the manifest."""
-    counts = {"planned_samples": len(records), "planned_pairs": 0, "stored_samples": 0, "stored_pairs": 0}
-    for record in records:
-        pairs = record["n_captions"]
-        counts["planned_pairs"] += pairs
-        name = "stored" if record["reason"] is None else f"dropped_{record['reason']}"
-        counts[f"{name}_samples"] = counts.get(f"{name}_samples", 0) + 1
-        counts[f"{name}_pairs"] = counts.get(f"{name}_pairs", 0) + pairs
-    for unit in ("samples", "pairs"):
-        parts = sum(v for k, v in counts.items() if k.endswith(f"_{unit}") and not k.startswith("planned"))
-        assert counts[f"planned_{unit}"] == parts, f"{unit} do not add up: {counts}"
-    return counts
-
-
-def _write_shard(
-    path: Path, rows: list[dict[str, Any]], outcomes: dict[str, Outcome], spool: Path, image: ImageSettings
-) -> list[dict[str, Any]]:
-    """Write the stored samples in order of key, and return one ledger record per planned row."""
-    writer = ShardWriter(path)
-    records = []
-    with spool.open("rb") as bytes_of:
-        for row in sorted(rows, key=lambda r: r["key"]):
-            outcome = outcomes.get(row["key"], Outcome(0, Reason.NO_CAPTION))
-            record = _ledger_record(row, outcome)
-            if outcome.image is not None:
-                bytes_of.seek(outcome.image[0])
-                content = bytes_of.read(outcome.image[1])
-                record |= {"stored_bytes": len(content), "stored_sha256": hashlib.sha256(content).hexdigest()}
-                writer.write(Sample(row["key"], content, image.format, _sample_json(row, record)))
-            records.append(record)
-    writer.close()
-    return records
-
-
-def _ledger_record(row: dict[str, Any], outcome: Outcome) -> dict[str, Any]:
-    stored = outcome.image is not None
-    assert stored == (outcome.reason is None), (
-        f"{row['key']}: outcome {outcome} is neither stored nor dropped with a reason"
-    )
-    return {
-        "key": row["key"], "source_id": row["source_id"], "url": row["url"], "n_captions": len(row["captions"]), "split": row["split"],
-        "reason": None if outcome.reason is None else str(outcome.reason), "http_status": outcome.http_status,
-        "original_bytes": outcome.original_bytes, "original_sha256": outcome.original_sha256,
-        "original_width": outcome.original_width, "original_height": outcome.original_height,
-        "width": outcome.width, "height": outcome.height, "stored_bytes": None, "stored_sha256": None, "license": row["license"],
+def dataset_parts(
+    dataset: Artifact, plan: FrozenPlan, settings: DatasetSettings, source: Mapping[str, Any]
+) -> list[PartSpec]:
+    """Planned shards, then the shards of retries, which also know in which parts their keys failed before."""
+    payload = {
+        "dataset": str(dataset.folder), "source": dict(source), "fetch": settings.fetch.model_dump(mode="json"),
+        "image": settings.image.model_dump(mode="json"), "exclude": _absolute(settings.exclude.model_dump(mode="json")),
     }  # fmt: skip
+    names = [f"{shard:05d}" for shard in range(len(plan.shards))]
+    parts = [PartSpec(n, {"plan": digest}, payload) for n, digest in zip(names, plan.shards, strict=True)]
+    for retry in frozen_retries(dataset.folder):
+        parts.append(PartSpec(retry.name, {"plan": retry.digest}, payload | {"earlier": list(retry.earlier)}))
+    return parts
 
 
-def _sample_json(row: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
-    known = {
-        k: record[k]
-        for k in ("original_width", "original_height", "width", "height", "original_sha256", "stored_sha256")
-    }
-    carried = {
-        k: row[k]
-        for k in ("key", "source_id", "url", "captions", "split", "license", "source_page", "attribution")
-        if row[k] is not None
-    }
-    attributes = {} if row["attributes"] is None else {"attributes": json.loads(row["attributes"])}
-    return carried | known | attributes
+def _absolute(paths: dict[str, Any]) -> dict[str, Any]:
+    """Workers may have another working directory."""
+    return {name: str(Path(value).resolve()) if isinstance(value, str) else value for name, value in paths.items()}
 
 
-def _write_table(path: Path, records: list[dict[str, Any]], schema: pa.Schema, seconds: float | None = None) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    table = pa.Table.from_pylist(records, schema)
-    if seconds is not None:
-        table = table.replace_schema_metadata({"seconds": f"{seconds:.3f}"})
-    pq.write_table(table, path, compression="zstd")
+@dataclass
+class WithBreaker:
+    """An executor that stops the run when the downloads of finished shards, taken together, hardly succeed any more."""
+
+    inner: Executor
+    dataset: Artifact
+    settings: FetchSettings
+
+    def run(
+        self, name: str, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], labels: Sequence[T]
+    ) -> Iterator[tuple[T, Any]]:
+        breaker = Breaker(self.settings.breaker_window, self.settings.breaker_min_success)
+        for label, outcome in self.inner.run(name, function, calls, labels):
+            yield label, outcome
+            if not isinstance(outcome, BaseException):
+                assert isinstance(label, PartSpec)
+                self._add(breaker, label.name)
+
+    def _add(self, breaker: Breaker, part: str) -> None:
+        for value in read_ledger(self.dataset, part, ["reason"])["reason"].to_pylist():
+            reason = None if value is None else Reason(value)
+            if reason not in BEFORE_ASKING:
+                breaker.add(reason)
 
 
-def finish(folder: Path, receipts: list[Any]) -> list[str]:
-    """Whole-artifact files: the dataset card and the frozen plan's place in the manifest."""
-    return write_card(folder, receipts)
+def finish_with(settings: DatasetSettings) -> Callable[[Path, list[Receipt]], list[str]]:
+    """Whole-artifact files: the frozen plan, what it was made from, and retries. The card is of its day: no digest covers it."""
+
+    def finish(folder: Path, receipts: list[Receipt]) -> list[str]:
+        write_card(folder, receipts, settings.model_dump(mode="json"))
+        retries = [f"retries/{retry.name}.parquet" for retry in frozen_retries(folder)]
+        return [PLAN_FILE, SOURCE_FILE, *([RETRIES_FILE, *retries] if retries else [])]
+
+    return finish
 
 
 def require_stored(artifact: Artifact) -> None:
@@ -201,11 +121,7 @@ def require_stored(artifact: Artifact) -> None:
     counts = artifact.manifest()["counts"]
     if counts.get("stored_samples", 0):
         return
-    dropped = {
-        k.removeprefix("dropped_").removesuffix("_samples"): v
-        for k, v in counts.items()
-        if k.startswith("dropped_") and k.endswith("_samples")
-    }
+    dropped = dropped_counts(counts, "samples")
     worst = max(dropped, key=lambda name: dropped[name])
     raise UserError(
         f"no image was stored: {dropped[worst]} of {counts['planned_samples']} were dropped as {worst}; see `python -m data funnel`"

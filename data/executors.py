@@ -1,5 +1,6 @@
 """Where parts run: in this process, or on Dask workers. The functions they run know nothing of either."""
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -7,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from data.errors import UserError
+from data.errors import StageFailed, UserError
 from data.settings import ClusterSettings
 
 T = TypeVar("T")
@@ -48,9 +49,22 @@ class OnDask:
     def run(
         self, name: str, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], labels: Sequence[T]
     ) -> Iterator[tuple[T, Any]]:
+        """Raises StageFailed when the scheduler is gone."""
+        from concurrent.futures import CancelledError
+
+        try:
+            yield from self._run(function, list(zip(labels, calls, strict=True))[::-1])
+        except (CancelledError, OSError) as error:
+            # Outcomes are handed on, not raised: what arrives here concerns the connection alone.
+            address = getattr(self.client.scheduler, "address", "?")
+            raise StageFailed(
+                f"{name}: the Dask scheduler at {address} is gone; what is complete is kept: "
+                "start it and its workers again (or set cluster.workers) and run the same command again"
+            ) from error
+
+    def _run(self, function: Callable[..., Any], todo: list[tuple[T, tuple[Any, ...]]]) -> Iterator[tuple[T, Any]]:
         from distributed import as_completed
 
-        todo = list(zip(labels, calls, strict=True))[::-1]
         running: dict[Any, T] = {}
         completed = as_completed(with_results=False)
 
@@ -118,6 +132,8 @@ def open_executor(settings: ClusterSettings, scratch: Path) -> Iterator[Executor
                 client = Client(settings.address, timeout="10s")
             except (OSError, ValueError, TimeoutError) as error:
                 raise UserError(f"cluster.address: no Dask scheduler answers at {settings.address}: {error}") from None
+            # A lost connection is reported by OnDask in one line; the client would add a traceback of its own.
+            logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
             with client:
                 try:
                     client.wait_for_workers(1, timeout=60)

@@ -4,12 +4,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from data.artifacts import Artifact
+from data.ledger import check_counts, dropped_counts
 from data.run import Run
 from data.status import stale
-from data.views import BASE_REASONS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+VIEWS = ("base", "train")
 
 
 @dataclass(frozen=True)
@@ -24,47 +26,75 @@ class FunnelRow:
 
 
 def funnel_rows(run: Run) -> list[FunnelRow]:
-    """From planned to the narrowest complete view. Each step's pairs add up to those before it."""
-    counts = run.dataset.require("make dataset").manifest()["counts"]
+    """From planned to the narrowest complete view. Each step's samples and pairs add up to those before it, which is asserted for
+    every shard and in all."""
+    dataset = run.dataset.require("make dataset")
+    for receipt in dataset.receipts():
+        check_counts(receipt.counts)
+    counts = dataset.manifest()["counts"]
+    check_counts(counts)
     rows = [FunnelRow("planned", None, counts["planned_samples"], counts["planned_pairs"])]
-    reasons = sorted(
-        k.removeprefix("dropped_").removesuffix("_samples")
-        for k in counts
-        if k.startswith("dropped_") and k.endswith("_samples")
-    )
-    rows += [FunnelRow("download", r, counts[f"dropped_{r}_samples"], counts[f"dropped_{r}_pairs"]) for r in reasons]
+    reasons = dropped_counts(counts, "samples").keys() | dropped_counts(counts, "pairs").keys()
+    for reason in sorted(reasons):
+        samples, pairs = (counts[f"dropped_{reason}_{unit}"] for unit in ("samples", "pairs"))
+        rows.append(FunnelRow("download", reason, samples, pairs))
     rows.append(FunnelRow("stored", None, counts["stored_samples"], counts["stored_pairs"]))
-    before = rows[-1]
-    for name in ("base", "train"):
-        if not run.view(name).is_complete() or stale(run, f"views/{name}", run.view(name)):
-            break  # a view of another dataset would not add up; `make status` says why it is stale
-        rows += _view_rows(name, run.view(name), before)
-        before = rows[-1]
+    for name, view in _standing_views(run):
+        rows += _view_rows(run, name, view, rows[-1])
     return rows
 
 
-def _view_rows(name: str, view: Artifact, before: FunnelRow) -> list[FunnelRow]:
-    """A later view repeats the reasons of the one it narrows; only what it adds is shown."""
-    counts = view.manifest()["counts"]
-    dropped = {
-        k.removeprefix("dropped_").removesuffix("_pairs"): v for k, v in counts.items() if k.startswith("dropped_")
-    }
-    if name != "base":
-        dropped = {reason: n for reason, n in dropped.items() if reason not in BASE_REASONS}
+def _standing_views(run: Run) -> list[tuple[str, Artifact]]:
+    """Complete views in order. A view of another dataset would not add up (`make status` says why it is stale): it ends the list."""
+    standing = []
+    for name in VIEWS:
+        view = run.view(name)
+        if not view.is_complete() or stale(run, f"views/{name}", view):
+            break
+        standing.append((name, view))
+    return standing
+
+
+def _view_rows(run: Run, name: str, view: Artifact, before: FunnelRow) -> list[FunnelRow]:
+    counts, dropped = view.manifest()["counts"], dropped_by(run, view)
     rows = [FunnelRow(f"view {name}", reason, None, n) for reason, n in sorted(dropped.items())]
     rows.append(FunnelRow(f"view {name}", None, counts["kept_samples"], counts["kept_pairs"]))
     assert before.pairs == sum(r.pairs for r in rows), f"view {name}: {before.pairs} pairs before, {rows} after"
     return rows
 
 
+def dropped_by(run: Run, view: Artifact) -> dict[str, int]:
+    """reason -> pairs that the view itself dropped. It repeats its parent's reasons; what it added is its counts less the parent's."""
+    dropped = dropped_counts(view.manifest()["counts"], "pairs")
+    parent = view.settings().get("parent")
+    if parent:
+        for reason, n in dropped_counts(run.view(parent).manifest()["counts"], "pairs").items():
+            dropped[reason] = dropped.get(reason, 0) - n
+    return {reason: n for reason, n in dropped.items() if n}
+
+
 def funnel_text(rows: list[FunnelRow]) -> str:
     """A table for the terminal."""
-    lines = [f"{'step':<14}{'reason':<28}{'samples':>12}{'pairs':>12}"]
+    width = max(len(row.reason or "") for row in rows) + 4
+    lines = [f"{'step':<14}{'reason':<{width}}{'samples':>12}{'pairs':>12}"]
     for row in rows:
         samples = "" if row.samples is None else f"{row.samples:,}"
-        lines.append(
-            f"{row.step:<14}{'' if row.reason is None else '- ' + row.reason:<28}{samples:>12}{row.pairs:>12,}"
-        )
+        reason = "" if row.reason is None else "- " + row.reason
+        lines.append(f"{row.step:<14}{reason:<{width}}{samples:>12}{row.pairs:>12,}")
+    return "\n".join(lines)
+
+
+def shards_text(run: Run) -> str:
+    """One line a shard: planned, stored and why not, then what the standing views keep. The numbers of a retry say what it changed."""
+    dataset = run.dataset.require("make dataset")
+    views = {name: {r.name: r.counts for r in view.receipts()} for name, view in _standing_views(run)}
+    lines = ["shard   " + "".join(f"{name:>12}" for name in ("planned", "stored", *views)) + "  dropped samples"]
+    for receipt in dataset.receipts():
+        check_counts(receipt.counts)
+        numbers = [receipt.counts["planned_samples"], receipt.counts["stored_samples"]]
+        numbers += [counts.get(receipt.name, {}).get("kept_samples", 0) for counts in views.values()]
+        why = ", ".join(f"{reason} {n:,}" for reason, n in dropped_counts(receipt.counts, "samples").items())
+        lines.append(f"{receipt.name:<8}" + "".join(f"{n:>12,}" for n in numbers) + f"  {why}".rstrip())
     return "\n".join(lines)
 
 

@@ -7,12 +7,13 @@ Samples are sorted by key; owner, mode and time are constants.
 import io
 import json
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
@@ -34,28 +35,65 @@ class Sample:
 
 
 class ShardWriter:
-    """Writes samples, which must come in ascending order of key, into a tar whose bytes depend on nothing else."""
+    """Writes samples, which must come in ascending order of key, into a tar whose bytes depend on nothing else.
+
+    The bytes are those of `tarfile` in USTAR format (a test compares); its general headers took more time than the data.
+    """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._tar = tarfile.open(path, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
+        self._file = path.open("wb", buffering=1 << 20)
         self._last = ""
+        self._size = 0
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        if failure[0] is None:
+            self.close()
+        else:
+            self._file.close()
 
     def write(self, sample: Sample) -> None:
-        assert self._last < sample.key, f"samples must be sorted by key: {sample.key} after {self._last}"
-        self._last = sample.key
-        self._add(f"{sample.key}.{sample.suffix}", sample.image)
-        self._add(f"{sample.key}.json", canonical_json(sample.meta))
-        self._add(f"{sample.key}.txt", sample.meta["captions"][0].encode())
+        caption = sample.meta["captions"][0].encode()
+        self.write_members(sample.key, sample.image, sample.suffix, canonical_json(sample.meta), caption)
+
+    def write_members(self, key: str, image: bytes, suffix: str, meta: bytes, caption: bytes) -> None:
+        """One sample whose JSON and caption are bytes already."""
+        assert self._last < key, f"samples must be sorted by key: {key} after {self._last}"
+        self._last = key
+        self._add(f"{key}.{suffix}", image)
+        self._add(f"{key}.json", meta)
+        self._add(f"{key}.txt", caption)
 
     def _add(self, name: str, content: bytes) -> None:
-        member = tarfile.TarInfo(name)
-        member.size = len(content)
-        member.mode = 0o644
-        self._tar.addfile(member, io.BytesIO(content))
+        padding = b"\0" * (-len(content) % tarfile.BLOCKSIZE)
+        self._file.writelines((_tar_header(name, len(content)), content, padding))
+        self._size += tarfile.BLOCKSIZE + len(content) + len(padding)
 
     def close(self) -> None:
-        self._tar.close()
+        """End the archive: two empty blocks, then up to a whole record."""
+        end = 2 * tarfile.BLOCKSIZE
+        self._file.write(b"\0" * (end + -(self._size + end) % tarfile.RECORDSIZE))
+        self._file.close()
+
+
+def _tar_header(name: str, size: int) -> bytes:
+    """The header of a regular file: constant owner, mode and time."""
+    named = name.encode().ljust(_NAME.stop, b"\0")
+    assert len(named) == _NAME.stop and size < 8**11, f"{name} of {size} bytes does not fit a tar header"
+    sized = b"%011o\0" % size
+    total = _TEMPLATE_SUM + sum(named) + sum(sized)
+    return b"".join((named, _AFTER_NAME, sized, _AFTER_SIZE, b"%06o\0" % total, _AFTER_SUM))
+
+
+# The parts of a header that never change, and the sum of their bytes with the checksum's own field as spaces.
+_NAME, _SIZE, _CHECKSUM = slice(0, 100), slice(124, 136), slice(148, 155)
+_TEMPLATE = tarfile.TarInfo("").tobuf(tarfile.USTAR_FORMAT)
+_AFTER_NAME, _AFTER_SIZE = _TEMPLATE[_NAME.stop : _SIZE.start], _TEMPLATE[_SIZE.stop : _CHECKSUM.start]
+_AFTER_SUM = _TEMPLATE[_CHECKSUM.stop :]
+_TEMPLATE_SUM = sum(_AFTER_NAME) + sum(_AFTER_SIZE) + sum(_AFTER_SUM) + 7 * ord(" ")
 
 
 def read_shard(path: Path) -> Iterator[Sample]:
@@ -93,16 +131,15 @@ def decode_rgb(image: bytes) -> NDArray[np.uint8]:
 
 
 class ShardReader:
-    """Random access to a dataset's stored samples by key. Tars are indexed when first touched."""
+    """Random access to a dataset's stored samples by key. Tars are indexed when first touched. `parts` narrows it to some."""
 
-    def __init__(self, dataset: Artifact) -> None:
+    def __init__(self, dataset: Artifact, parts: Sequence[str] | None = None) -> None:
         self.folder = dataset.require("make dataset").folder
         self._part_of: dict[str, str] = {}
-        for receipt in dataset.receipts():
-            ledger = pq.read_table(self.folder / "ledger" / f"{receipt.name}.parquet", columns=["key", "reason"])
-            for key, reason in zip(ledger["key"].to_pylist(), ledger["reason"].to_pylist(), strict=True):
-                if reason is None:
-                    self._part_of[key] = receipt.name
+        for name in parts if parts is not None else [receipt.name for receipt in dataset.receipts()]:
+            ledger = pq.read_table(self.folder / "ledger" / f"{name}.parquet", columns=["key", "reason"])
+            stored = ledger.filter(pc.is_null(ledger["reason"]))["key"].to_pylist()
+            self._part_of.update(dict.fromkeys(stored, name))
         self._index: dict[str, dict[str, tuple[int, int]]] = {}
 
     def keys(self) -> list[str]:
@@ -114,8 +151,13 @@ class ShardReader:
 
     def image_bytes(self, key: str) -> bytes:
         """The stored bytes of the image."""
+        return self.sample(key).image
+
+    def sample(self, key: str) -> Sample:
+        """Everything stored under the key."""
         members = self._members(key)
-        return next(self._read(key, f"{key}.{s}") for s in IMAGE_SUFFIXES if f"{key}.{s}" in members)
+        suffix = next(s for s in IMAGE_SUFFIXES if f"{key}.{s}" in members)
+        return Sample(key, self._read(key, f"{key}.{suffix}"), suffix, self.meta(key))
 
     def image(self, key: str) -> NDArray[np.uint8]:
         """uint8 (height, width, 3)."""

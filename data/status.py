@@ -3,14 +3,19 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
-from data.artifacts import Artifact
+from data.artifacts import Artifact, read_json
+from data.errors import UserError
 from data.run import Run
 
 # In the order they are made; the command that makes each.
 ORDER = (
     ("dataset", "make dataset"),
+    ("scores/basic", "make dataset"),
+    ("scores/duplicates", "make dataset"),
     ("views/base", "make dataset"),
     ("clip", "make clip"),
     ("embeddings", "make embeddings"),
@@ -38,6 +43,36 @@ class StageStatus:
 def run_status(run: Run, without: frozenset[str] = frozenset()) -> list[StageStatus]:
     """One line per stage. `without` names stages that the config does not ask for (a CLIP that is not trained here)."""
     return [_status(run, name, command) for name, command in ORDER if name not in without]
+
+
+def run_notes(run: Run) -> list[str]:
+    """What stands beside the stages: removed samples, retries that wait, where a resharded dataset came from."""
+    from data.fetch.reasons import TRANSIENT
+    from data.ledger import dropped_counts
+    from data.removal import removed_keys
+    from data.reshard import describe, is_resharded
+    from data.retry import frozen_retries, waiting_retries
+
+    notes = []
+    if is_resharded(run.dataset):
+        notes.append(describe(run.dataset))
+    retries, waiting = frozen_retries(run.dataset.folder), waiting_retries(run.dataset)
+    if waiting:
+        notes.append(
+            f"retries: {len(waiting)} of {len(retries)} retry shards wait to be downloaded; run `make dataset`"
+        )
+    if run.dataset.is_complete():
+        dropped = dropped_counts(run.dataset.manifest()["counts"], "samples")
+        passing = sum(n for reason, n in dropped.items() if reason in TRANSIENT)
+        if passing:
+            notes.append(
+                f"retries: {passing:,} samples failed for reasons that may pass; `python -m data retry-failed` asks again"
+            )
+    if removed := removed_keys(run):
+        notes.append(
+            f"removed: {len(removed):,} keys are left out of every view; `python -m data reshard` takes them out of the bytes"
+        )
+    return notes
 
 
 def next_command(statuses: list[StageStatus]) -> str | None:
@@ -72,14 +107,56 @@ def _status(run: Run, name: str, command: str) -> StageStatus:
 
 def stale(run: Run, name: str, artifact: Artifact) -> str:
     """Why a complete artifact no longer matches what it was made from; empty when it does."""
-    checks = _CHECKS.get(name, {})
-    for part in (artifact.plan_json() or {"parts": []})["parts"]:
+    checks = dict(_CHECKS.get(name, {}))
+    if name.startswith("views/"):  # whichever scores the view's rules read
+        checks |= {path.name: _scored(path.name) for path in (run.folder / "scores").glob("*")}
+    if name == "scores/duplicates" and (why := _old_duplicates(run)):
+        return why
+    parts = (artifact.plan_json() or {"parts": []})["parts"]
+    for part in parts:
         for input_name, recorded in part["inputs"].items():
             if input_name in checks and checks[input_name](run, part["name"]) != recorded:
                 return (
                     f"{artifact.folder.name}: the {input_name} it was made from has changed since (part {part['name']})"
                 )
-    return ""
+    if name.startswith("views/"):
+        if _keeps_removed(run, artifact):
+            return f"{artifact.folder.name}: it keeps samples that were removed since"
+        for other in sorted({other for part in parts for other in part["inputs"]} & checks.keys() - {"base", "ledger"}):
+            if why := stale(run, f"scores/{other}", run.scores(other)):
+                return f"{artifact.folder.name}: scores/{other} is stale ({why})"
+    return _lacks(run, artifact, {part["name"] for part in parts}) if name in _BY_SHARD else ""
+
+
+def _old_duplicates(run: Run) -> str:
+    from data.filters.duplicates import require_fresh_duplicates
+
+    try:
+        require_fresh_duplicates(run)
+        return ""
+    except UserError as error:
+        return str(error)
+
+
+def _keeps_removed(run: Run, view: Artifact) -> bool:
+    from data.removal import removed_keys, removed_path
+
+    if not removed_path(run).exists():
+        return False
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    from data.views import kept_pairs
+
+    found = pc.any(pc.is_in(kept_pairs(view)["key"], pa.array(sorted(removed_keys(run)), pa.string())))
+    return bool(found.as_py())
+
+
+def _lacks(run: Run, artifact: Artifact, names: set[str]) -> str:
+    """A retry appends shards: what is made shard by shard must follow."""
+    plan = run.dataset.plan_json() or {"parts": []}
+    lacking = [part["name"] for part in plan["parts"] if part["name"] not in names]
+    return f"{artifact.folder.name}: the dataset has new shards since ({', '.join(lacking[:3])})" if lacking else ""
 
 
 def _file(relative: str, pattern: str) -> Current:
@@ -102,21 +179,39 @@ def _digest(relative: str) -> Current:
 
 
 def _planned(run: Run, part: str) -> str | None:
-    plan = run.dataset.plan_json() or {"parts": []}
-    return next((p["inputs"]["plan"] for p in plan["parts"] if p["name"] == part), None)
+    path = run.dataset.folder / "plan.json"
+    return _planned_digests(path, path.stat().st_mtime_ns).get(part) if path.exists() else None
 
 
-def _scored(run: Run, part: str) -> str | None:
-    standing = run.scores("similarity").standing(part)
-    return run.scores("similarity").part_digest(standing) if standing else None
+@lru_cache(maxsize=2)
+def _planned_digests(path: Path, _changed: int) -> dict[str, str]:
+    """Digest of every part's plan rows; read once, since a plan may name ten thousand parts."""
+    return {part["name"]: part["inputs"]["plan"] for part in read_json(path, "plan")["parts"]}
 
 
+def _scored(scores: str) -> Current:
+    """Digest of the same part of some scores."""
+
+    def current(run: Run, part: str) -> str | None:
+        standing = run.scores(scores).standing(part)
+        return run.scores(scores).part_digest(standing) if standing else None
+
+    return current
+
+
+# Made shard by shard: one part for each of the dataset's.
+_BY_SHARD = frozenset({"scores/basic", "views/base", "embeddings", "scores/similarity", "views/train"})
 _CHECKS: Mapping[str, Mapping[str, Current]] = {
-    "views/base": {"ledger": _file("dataset", "ledger/{}.parquet"), "plan": _planned},
+    "scores/basic": {
+        "shard": _file("dataset", "shards/{}.tar"),
+        "ledger": _file("dataset", "ledger/{}.parquet"),
+        "plan": _planned,
+    },
+    "views/base": {"ledger": _file("dataset", "ledger/{}.parquet")},
     "clip": {"dataset": _digest("dataset"), "view": _digest("views/base")},
     "embeddings": {"shard": _file("dataset", "shards/{}.tar")},
     "scores/similarity": {"embeddings": _file("embeddings", "{}.parquet")},
-    "views/train": {"base": _file("views/base", "{}.parquet"), "similarity": _scored},
+    "views/train": {"base": _file("views/base", "{}.parquet")},
     "models/prior": {"embeddings": _digest("embeddings"), "view": _digest("views/train")},
     "models/decoder": {
         "dataset": _digest("dataset"),

@@ -1,260 +1,208 @@
 """Our fetch: one URL to bytes, within limits, from public hosts only. URLs and servers are hostile until proven otherwise."""
 
-import errno
-import ipaddress
-import socket
-import ssl
-import threading
+import random
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import replace
 from http.client import HTTPException
-from typing import Any
-from urllib.parse import urljoin, urlsplit
+from typing import NamedTuple
 
-import urllib3
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
-from urllib3.util import Timeout
-from urllib3.util.ssl_ import create_urllib3_context
-
+from data.fetch.connections import Connections, Timed, seconds_left
+from data.fetch.dns import is_final
+from data.fetch.fetched import FAILURES, Fetched, failed, reason_of_status
+from data.fetch.limits import HostHeld, HostLimits
 from data.fetch.reasons import TRANSIENT, Reason
+from data.fetch.response import Response
+from data.fetch.robots import RobotsTxt
+from data.fetch.robots_tag import agent_token, is_opted_out
 from data.fetch.settings import FetchSettings
+from data.fetch.urls import BadUrl, Url, parse_url, redirected
 
-CHUNK = 1 << 16
-OUT_OF_FILES = (errno.EMFILE, errno.ENFILE)  # our own trouble: it says nothing about a URL
-OPT_OUT = frozenset({"noai", "noimageai", "noindex", "noimageindex", "none", "noml"})
-# Directives whose own syntax has a colon; any other "word:" in front names the agent that the directive is for.
-VALUED_DIRECTIVES = ("unavailable_after", "max-snippet", "max-image-preview", "max-video-preview")
-
-
-@dataclass(frozen=True)
-class Fetched:
-    """Bytes, or a reason; `detail` is free text for the log and never enters the ledger."""
-
-    content: bytes | None = None
-    reason: Reason | None = None
-    http_status: int | None = None
-    attempts: int = 1
-    detail: str = ""
+FIRST_PAUSE = 0.5  # seconds before the second attempt, doubled for each further one
+NEVER = float("inf")  # for an answer that is remembered: another attempt would not even ask
+REDIRECTS = (301, 302, 303, 307, 308)
+STATUSES_OF_AN_IMAGE = (200, 203)
+ROBOTS_BYTES, ROBOTS_REDIRECTS = 5_000_000, 5
 
 
-class HostRefused(Exception):
-    """The address that was connected to is not public."""
+class _Clock:
+    """How much time one fetch has left. Waiting for a host's place, or because a host asked for it, does not count."""
 
+    def __init__(self, settings: FetchSettings) -> None:
+        self.deadline = time.monotonic() + settings.deadline
+        self.patience = settings.max_wait  # seconds that are still waited because hosts ask for it
 
-class _Clock(threading.local):
-    """When the fetch that this thread is making must end, on the monotonic clock."""
-
-    deadline = float("inf")
-
-    def left(self) -> float:
-        """Seconds until then, always positive. Raises TimeoutError once it has passed."""
-        left = self.deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError("deadline passed")
-        return left
+    def excuse(self, since: float) -> None:
+        self.deadline += time.monotonic() - since
 
 
 class HttpFetcher:
-    """Fetches with pooled connections; safe to share between threads.
+    """Fetches over connections that are kept open; safe to share between threads.
 
-    `settings` sets deadline, byte and redirect limits. `trusted` names one `host:port` that may be private: the loopback server
-    that a source of ours started.
+    `trusted` names one `host:port` that may be private and is not limited: the loopback server that a source of ours started.
+    `rewrite` is applied to every URL first. `limits` holds, for all workers together, what each host is asked at most.
     """
 
     def __init__(
-        self, settings: FetchSettings, trusted: str | None = None, rewrite: Callable[[str], str] | None = None
+        self,
+        settings: FetchSettings,
+        trusted: str | None = None,
+        rewrite: Callable[[str], str] | None = None,
+        limits: HostLimits | None = None,
     ) -> None:
-        self.settings = settings
-        self.rewrite = rewrite or (lambda url: url)
-        self._clock = _Clock()
-        plain, tls = _timed_sockets(self._clock)
-        context = create_urllib3_context(cert_reqs=ssl.CERT_REQUIRED)
-        context.load_default_certs()
-        context.sslsocket_class = tls
-        self._pool = urllib3.PoolManager(num_pools=64, maxsize=settings.threads, retries=False, ssl_context=context)
-        self._pool.pool_classes_by_scheme = _guarded_pools(settings.allow_private_hosts, trusted, self._clock, plain)
+        self.settings, self._trusted, self._rewrite, self._limits = settings, trusted, rewrite, limits
+        self._connections = Connections(settings.allow_private_hosts, trusted, keep=2 * settings.threads)
+        agent = settings.user_agent + (f" (+{settings.contact})" if settings.contact else "")
+        self._agent = agent_token(settings.user_agent)
+        self._headers = f"User-Agent: {agent}\r\nAccept: image/*,*/*;q=0.5\r\nAccept-Encoding: identity\r\n\r\n"
+        self._robots: RobotsTxt | None = None
+        if settings.respect_robots_txt:
+            asking = settings.model_copy(
+                update={
+                    "attempts": 1, "max_bytes": ROBOTS_BYTES, "max_redirects": ROBOTS_REDIRECTS, "respect_robots_tag": False,
+                    "respect_robots_txt": False,
+                }
+            )  # fmt: skip
+            self._robots = RobotsTxt(HttpFetcher(asking, trusted, limits=limits), self._agent)
 
     def __call__(self, url: str) -> Fetched:
         """Try until it works, until trying again can't help, or until the attempts or the deadline are used up.
 
         Raises OSError when this process or machine is out of file descriptors, and whatever is a mistake of ours.
         """
-        deadline = self._clock.deadline = time.monotonic() + self.settings.deadline
-        for attempt in range(1, self.settings.attempts + 1):
-            found = self._once(self.rewrite(url))
-            found = Fetched(found.content, found.reason, found.http_status, attempt, found.detail)
-            pause = 0.1 * 2 ** (attempt - 1)
+        clock = _Clock(self.settings)
+        attempt = 1
+        while True:
+            found, wait = self._follow(self._rewrite(url) if self._rewrite else url, clock)
+            if attempt > 1:
+                found = replace(found, attempts=attempt)
             if (
                 found.reason not in TRANSIENT
                 or attempt == self.settings.attempts
-                or time.monotonic() + pause >= deadline
+                or not self._pause(url, attempt, wait, clock)
             ):
                 return found
-            time.sleep(pause)
-        return found
+            attempt += 1
 
-    def _once(self, url: str) -> Fetched:
+    def _pause(self, url: str, attempt: int, wait: float, clock: _Clock) -> bool:
+        """Sleep before the next attempt: as long as the host asked, else ever longer, unlike for every URL. False: no time left."""
+        pause = FIRST_PAUSE * 2 ** (attempt - 1) * random.Random(f"{url}/{attempt}").uniform(0.5, 1.0)
+        start = time.monotonic()
+        if wait > 0:
+            if wait > clock.patience:
+                return False
+            clock.patience -= wait
+            time.sleep(max(wait, pause))
+            clock.excuse(start)
+            return True
+        if start + pause >= clock.deadline:
+            return False
+        time.sleep(pause)
+        return True
+
+    def _follow(self, text: str, clock: _Clock) -> tuple[Fetched, float]:
+        """One attempt, redirects included: what came of it, and the seconds that must pass before another one."""
+        status = None
         try:
+            url = parse_url(text)
             for _ in range(self.settings.max_redirects + 1):
-                if not _is_web_url(url):
-                    return Fetched(reason=Reason.BAD_URL, detail="only http and https are fetched")
-                response = self._pool.request(
-                    "GET", url, preload_content=False, redirect=False, timeout=Timeout(total=self._clock.left()),
-                    headers={"User-Agent": self.settings.user_agent, "Accept": "image/*,*/*;q=0.5", "Accept-Encoding": "identity"},
-                )  # fmt: skip
-                try:
-                    location = response.headers.get("Location")
-                    if response.status in (301, 302, 303, 307, 308) and location:
-                        url = urljoin(url, location)
-                        continue
-                    return self._read(response)
-                finally:
-                    # What is left of an unread body would be taken for the next response on that connection.
-                    if not response.closed:
-                        response.close()
-                    response.release_conn()
-            return Fetched(reason=Reason.TOO_MANY_REDIRECTS)
-        except (urllib3.exceptions.HTTPError, HTTPException, OSError, ValueError, HostRefused) as error:
-            _raise_if_out_of_files(error)
-            return Fetched(reason=_reason_of(error), detail=f"{type(error).__name__}: {error}"[:300])
+                refusal = self._refusal(url, clock)
+                if refusal is not None:
+                    return Fetched(reason=refusal, detail=f"robots.txt of {url.origin}"), NEVER
+                with self._place(url, clock):
+                    step = self._hop(url, clock.deadline)
+                if not isinstance(step, _Redirect):
+                    return step
+                status = step.status
+                url = redirected(url, step.location)
+            return Fetched(reason=Reason.TOO_MANY_REDIRECTS, http_status=status), 0.0
+        except BadUrl as error:
+            return Fetched(reason=Reason.BAD_URL, http_status=status, detail=str(error)[:300]), 0.0
+        except HostHeld as error:
+            return Fetched(reason=Reason.HTTP_429, http_status=status, detail=str(error)), NEVER
 
-    def _read(self, response: urllib3.BaseHTTPResponse) -> Fetched:
+    def _refusal(self, url: Url, clock: _Clock) -> Reason | None:
+        if self._robots is None or self._is_trusted(url):
+            return None
+        start = time.monotonic()
+        refusal = self._robots.refusal(url)
+        clock.excuse(start)  # the file is asked for once for many images
+        return refusal
+
+    @contextmanager
+    def _place(self, url: Url, clock: _Clock) -> Iterator[None]:
+        if self._limits is None or self._is_trusted(url):
+            yield
+            return
+        start = time.monotonic()
+        with self._limits.place(url.host, clock.patience) as held:
+            clock.patience -= held
+            clock.excuse(start)
+            yield
+
+    def _is_trusted(self, url: Url) -> bool:
+        return self._trusted is not None and f"{url.host}:{url.port}" == self._trusted
+
+    def _hop(self, url: Url, deadline: float) -> "_Redirect | tuple[Fetched, float]":
+        """One request and its answer."""
+        try:
+            connection, response = self._ask(url, deadline)
+        except FAILURES as error:
+            return failed(error), NEVER if is_final(error) else 0.0
+        reusable = False
+        try:
+            location = response.headers.get("Location")
+            if response.status in REDIRECTS and location:
+                return _Redirect(response.status, location)
+            found, wait = self._read(response), response.retry_after()
+            reusable = response.is_at_its_end()
+        except FAILURES as error:
+            return failed(error, response.status), 0.0
+        finally:
+            response.close()
+            if reusable:
+                self._connections.give_back(url.origin, connection)
+            else:  # what is left of an unread body would be taken for the next answer
+                connection.close()
+        if wait > 0 and self._limits is not None and not self._is_trusted(url):
+            self._limits.hold(url.host, wait)
+        return found, wait
+
+    def _ask(self, url: Url, deadline: float) -> tuple[Timed, Response]:
+        kept = self._connections.take(url.origin, deadline)
+        if kept is not None:
+            try:
+                return kept, self._send(kept, url, deadline)
+            except TimeoutError:
+                raise
+            except (HTTPException, OSError):
+                pass  # the server closed it between two requests, which says nothing about this one
+        fresh = self._connections.open(url, deadline)
+        return fresh, self._send(fresh, url, deadline)
+
+    def _send(self, connection: Timed, url: Url, deadline: float) -> Response:
+        try:
+            connection.settimeout(seconds_left(deadline))
+            connection.sendall(f"GET {url.target} HTTP/1.1\r\nHost: {url.authority}\r\n{self._headers}".encode("ascii"))
+            response = Response(connection)
+            response.begin()
+            return response
+        except BaseException:
+            connection.close()
+            raise
+
+    def _read(self, response: Response) -> Fetched:
         status = response.status
-        if status == 429:
-            return Fetched(reason=Reason.HTTP_429, http_status=status)
-        if status >= 500:
-            return Fetched(reason=Reason.HTTP_5XX, http_status=status)
-        if status != 200:
-            return Fetched(reason=Reason.HTTP_4XX, http_status=status)
-        if self.settings.respect_robots_tag and is_opted_out(
-            response.headers.getlist("X-Robots-Tag"), self.settings.user_agent
-        ):
+        if status not in STATUSES_OF_AN_IMAGE:
+            if response.length == 0:
+                response.read()  # takes no time, and the connection can be used again
+            return Fetched(reason=reason_of_status(status), http_status=status)
+        if self.settings.respect_robots_tag and is_opted_out(response.headers.get_all("X-Robots-Tag", []), self._agent):
             return Fetched(reason=Reason.OPTED_OUT, http_status=status)
-        chunks, size = [], 0
-        while True:
-            chunk = response.read1(CHUNK, decode_content=False)
-            if not chunk:
-                break
-            size += len(chunk)
-            chunks.append(chunk)
-            if size > self.settings.max_bytes:
-                return Fetched(reason=Reason.TOO_LARGE, http_status=status)
-        promised = response.headers.get("Content-Length")
-        if promised and promised.isdigit() and int(promised) != size:
-            return Fetched(reason=Reason.TRUNCATED, http_status=status, detail=f"{size} of {promised} bytes")
-        return Fetched(b"".join(chunks), http_status=status)
+        return Fetched(response.body(self.settings.max_bytes), http_status=status)
 
 
-def is_opted_out(values: list[str], user_agent: str) -> bool:
-    """Whether X-Robots-Tag headers ask us not to use the image: for everybody, or for our agent's first word."""
-    agent = next(iter(user_agent.split()), "").split("/")[0].lower()
-    for value in values:
-        addressee = ""
-        for item in value.lower().split(","):
-            name, colon, rest = item.strip().partition(":")
-            if colon and name.strip() not in VALUED_DIRECTIVES:
-                addressee, item = name.strip(), rest
-            if item.strip() in OPT_OUT and addressee in ("", "*", agent):
-                return True
-    return False
-
-
-def is_public(address: str) -> bool:
-    """Whether an IP address is globally routable (not private, loopback, link-local, multicast or reserved)."""
-    ip = ipaddress.ip_address(address.split("%")[0])
-    if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped:
-        ip = ip.ipv4_mapped
-    return ip.is_global and not ip.is_multicast
-
-
-def _is_web_url(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
-    except ValueError:
-        return False
-
-
-def _timed_sockets(clock: _Clock) -> tuple[type[socket.socket], type[ssl.SSLSocket]]:
-    """Socket classes, plain and TLS, whose every read ends by the clock's deadline.
-
-    A socket timeout alone bounds one read, so that a server which drips headers or a body would hold a thread for ever.
-    """
-
-    class Plain(socket.socket):
-        def recv_into(self, *arguments: Any) -> int:
-            self.settimeout(clock.left())
-            return super().recv_into(*arguments)
-
-    class TLS(ssl.SSLSocket):
-        def recv_into(self, *arguments: Any) -> int:
-            self.settimeout(clock.left())
-            return super().recv_into(*arguments)
-
-    return Plain, TLS
-
-
-def _guarded_pools(
-    allow_private: bool, trusted: str | None, clock: _Clock, socket_class: type[socket.socket]
-) -> dict[str, type]:
-    """Pool classes whose connections check the address they are connected to, after name resolution and on every redirect."""
-
-    def guarded(host: str, port: int | None, peer: socket.socket) -> socket.socket:
-        address = peer.getpeername()[0]
-        if not (allow_private or f"{host}:{port}" == trusted or is_public(address)):
-            peer.close()
-            raise HostRefused(f"{host} is at {address}, which is not a public address")
-        timed = socket_class(fileno=peer.detach())
-        timed.settimeout(clock.left())  # bounds the TLS handshake, which is one call
-        return timed
-
-    class GuardedHTTP(HTTPConnection):
-        def _new_conn(self) -> socket.socket:
-            return guarded(self.host, self.port, super()._new_conn())
-
-    class GuardedHTTPS(HTTPSConnection):
-        def _new_conn(self) -> socket.socket:
-            return guarded(self.host, self.port, super()._new_conn())
-
-    class HTTPPool(HTTPConnectionPool):
-        ConnectionCls = GuardedHTTP
-
-    class HTTPSPool(HTTPSConnectionPool):
-        ConnectionCls = GuardedHTTPS
-
-    return {"http": HTTPPool, "https": HTTPSPool}
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error and what is behind it, outermost first."""
-    seen: BaseException | None = error
-    while seen is not None:
-        yield seen
-        reason = getattr(seen, "reason", None)
-        seen = reason if isinstance(reason, BaseException) else seen.__cause__ or seen.__context__
-
-
-def _raise_if_out_of_files(error: BaseException) -> None:
-    for cause in _causes(error):
-        if isinstance(cause, OSError) and cause.errno in OUT_OF_FILES:
-            raise cause
-
-
-def _reason_of(error: BaseException) -> Reason:
-    """The typed reason behind urllib3's exceptions, looking through the chain of causes."""
-    for seen in _causes(error):
-        if isinstance(seen, HostRefused):
-            return Reason.HOST_REFUSED
-        if isinstance(seen, urllib3.exceptions.NameResolutionError | socket.gaierror):
-            return Reason.DNS
-        if isinstance(seen, urllib3.exceptions.TimeoutError | TimeoutError):
-            return Reason.TIMEOUT
-        if isinstance(seen, urllib3.exceptions.SSLError):
-            return Reason.TLS
-        if isinstance(seen, urllib3.exceptions.LocationValueError | UnicodeError | ValueError):
-            return Reason.BAD_URL
-        if isinstance(seen, urllib3.exceptions.IncompleteRead):
-            return Reason.TRUNCATED
-    return Reason.CONNECTION
+class _Redirect(NamedTuple):
+    status: int
+    location: str

@@ -25,11 +25,27 @@ from typing import Any
 
 import pyarrow as pa
 
+from data.errors import UserError
+from data.fetch.breaker import Breaker
 from data.fetch.http import Fetched
 from data.fetch.reasons import Reason
 from data.fetch.resize import Resized
 
+SHA256_DIGITS = 64
+OTHER_HASHES = {
+    32: "md5",
+    40: "sha1",
+}  # hexadecimal digits -> name; the hash columns of public tables are one of the three
 _one_shard_at_a_time = threading.Lock()
+
+
+def _digest(content: bytes, digits: int) -> str:
+    if digits not in OTHER_HASHES:
+        raise UserError(
+            f"an expected hash has {digits} characters; allowed are MD5 (32), SHA-1 (40) and SHA-256 (64) in hexadecimal digits: "
+            "name another hash column, or set dataset.fetch.verify_hash=false"
+        )
+    return hashlib.new(OTHER_HASHES[digits], content, usedforsecurity=False).hexdigest()
 
 
 @dataclass
@@ -61,10 +77,16 @@ class _Shard:
     """Our fetch, resizer and writer for one shard, and the side table they fill."""
 
     def __init__(
-        self, urls: Sequence[str], fetch: Callable[[str], Fetched], resize: Callable[[bytes], Resized], spool: Path
+        self,
+        rows: int,
+        fetch: Callable[[str], Fetched],
+        resize: Callable[[bytes], Resized],
+        spool: Path,
+        breaker: Breaker | None,
+        expected_hashes: Sequence[str | None] | None,
     ) -> None:
-        self.urls, self.fetch, self.resize = urls, fetch, resize
-        self.outcomes = [Outcome(row) for row in range(len(urls))]
+        self.fetch, self.resize, self.breaker, self.expected_hashes = fetch, resize, breaker, expected_hashes
+        self.outcomes = [Outcome(row) for row in range(rows)]
         self.written: set[int] = set()
         self.first_error: Exception | None = None
         self._spool = spool.open("wb")
@@ -73,31 +95,53 @@ class _Shard:
     def fetch_row(self, row_and_url: tuple[int, str], **_: Any) -> tuple[int, _RowStream | None, str | None]:
         """Stands in for img2dataset's `download_image_with_retry`: -> (row, stream or None, error or None)."""
         row, url = row_and_url
+        if self.first_error is not None:  # the shard is lost: the rows that are left are not asked for
+            return row, None, "stopped"
         try:
             found = self.fetch(url)
+            outcome = self.outcomes[row]
+            outcome.http_status, outcome.reason = found.http_status, found.reason
+            outcome.log = {"attempts": found.attempts, "detail": found.detail}
+            if found.content is not None:
+                outcome.original_bytes = len(found.content)
+                outcome.original_sha256 = hashlib.sha256(found.content).hexdigest()
+                self._verify(outcome, found.content)
+            if outcome.reason is None and found.content is not None:
+                return row, _RowStream(row, found.content), None
+            self._count(outcome)
+            return row, None, str(outcome.reason)
         except Exception as error:
             self._remember(error)
             return row, None, "fetch raised"
-        outcome = self.outcomes[row]
-        outcome.http_status, outcome.reason = found.http_status, found.reason
-        outcome.log = {"attempts": found.attempts, "detail": found.detail}
-        if found.content is None:
-            return row, None, str(found.reason)
-        outcome.original_bytes = len(found.content)
-        outcome.original_sha256 = hashlib.sha256(found.content).hexdigest()
-        return row, _RowStream(row, found.content), None
+
+    def _verify(self, outcome: Outcome, content: bytes) -> None:
+        """Whether these are the bytes that the source knew; others are not decoded."""
+        expected = self.expected_hashes[outcome.row] if self.expected_hashes is not None else None
+        if expected is None:
+            return
+        found = outcome.original_sha256 if len(expected) == SHA256_DIGITS else _digest(content, len(expected))
+        if found != expected.lower():
+            outcome.reason = Reason.HASH_MISMATCH
+            outcome.log["detail"] = f"{found} where the source has {expected}"
+
+    def _count(self, outcome: Outcome) -> None:
+        if self.breaker is not None:
+            self.breaker.add(outcome.reason)
 
     def resize_stream(
         self, stream: _RowStream, _boxes: Any
     ) -> tuple[bytes | None, int | None, int | None, int | None, int | None, str | None]:
         """Stands in for img2dataset's `Resizer.__call__`."""
         outcome = self.outcomes[stream.row]
+        if self.first_error is not None:
+            return None, None, None, None, None, "stopped"
         try:
             found = self.resize(stream.getvalue())
+            outcome.reason = found.reason
+            self._count(outcome)
         except Exception as error:
             self._remember(error)
             return None, None, None, None, None, "resize raised"
-        outcome.reason = found.reason
         outcome.original_width, outcome.original_height = found.original_width or None, found.original_height or None
         if found.content is None:
             outcome.log["detail"] = found.detail
@@ -131,17 +175,22 @@ def download_shard(
     resize: Callable[[bytes], Resized],
     threads: int,
     scratch: Path,
+    breaker: Breaker | None = None,
+    expected_hashes: Sequence[str | None] | None = None,
 ) -> tuple[list[Outcome], Path]:
     """Fetch and resize one shard's URLs. Returns one outcome per URL, in order, and the spool file their bytes lie in.
 
-    Raises the first exception of our own fetch, resizer or writer (never swallowed), and RuntimeError when img2dataset lost a row.
+    `expected_hashes` has, per URL, the hexadecimal MD5, SHA-1 or SHA-256 of the original bytes, or None; other bytes are dropped
+    before they are decoded. `breaker` is told every row's outcome.
+    Raises the first exception of our own fetch, resizer, writer or breaker (never swallowed; rows that are left are then not asked
+    for), and RuntimeError when img2dataset lost a row.
     """
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     import img2dataset.downloader as engine
 
     scratch.mkdir(parents=True, exist_ok=True)
     spool = scratch / "spool.bin"
-    shard = _Shard(urls, fetch, resize, spool)
+    shard = _Shard(len(urls), fetch, resize, spool, breaker, expected_hashes)
 
     class Writer:
         """Stands in for img2dataset's sample writers; everything is known by row already, so only the bytes are kept."""

@@ -5,11 +5,17 @@ from dataclasses import dataclass
 from typing import Any
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Candidate:
-    """`source_id` is the source's own name of the image: equal ids are one image, which gets one split.
+    """One image and all its captions, as the source names them.
 
+    `source_id` is the source's own name of the image and occurs once in a plan. The split is drawn from `identity`, where it is
+    given, or from `source_id`: candidates of equal identity are one image to the outside world and get one split.
     `captions` may be empty: such a candidate is dropped with a counted reason. `split` is the source's own, where it has one.
+    `key` is given only by a source whose keys are ours (a resharded dataset). `expected_hash` is lower-case hex of the bytes that
+    `url` leads to: MD5, SHA-1 or SHA-256, told by its length. `extra` holds JSON types. `nsfw` is the source's word
+    (LAION: UNLIKELY, UNSURE, NSFW) or its probability as text; `watermark` a probability. `excluded` is a Reason's value when an
+    exclusion list names the candidate.
     """
 
     source_id: str
@@ -20,3 +26,10 @@ class Candidate:
     license: str | None = None
     source_page: str | None = None
     attribution: str | None = None
+    key: str | None = None
+    expected_hash: str | None = None
+    extra: Mapping[str, Any] | None = None
+    nsfw: str | None = None
+    watermark: float | None = None
+    excluded: str | None = None
+    identity: str | None = None

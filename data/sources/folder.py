@@ -1,58 +1,71 @@
 """Source `folder`: images below a folder, and a CSV with the columns `file,caption`, one row a caption."""
 
 import csv
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from data.errors import UserError
 from data.fetch.files import file_url
 from data.sources.candidates import Candidate
+from data.sources.facts import cannot_read, facts_of, printable, sizes_as_facts
 from data.sources.settings import FolderSettings
 
 IMAGE_ENDINGS = frozenset(
-    [
-        ".jpg",
-        ".jpeg",
-        ".png",
-        ".webp",
-        ".gif",
-        ".bmp",
-        ".tif",
-        ".tiff",
-        ".avif",
-        ".heif",
-        ".heic",
-        ".ppm",
-        ".pgm",
-        ".pnm",
-        ".mpo",
-        ".apng",
-        ".jp2",
-        ".j2k",
-        ".ico",
-        ".p7",
-    ]
-)
+    f".{ending}"
+    for ending in (
+        "jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "heif", "heic", "ppm", "pgm", "pnm", "mpo", "apng",
+        "jp2", "j2k", "ico", "p7",
+    )
+)  # fmt: skip
 
 
-def folder_candidates(settings: FolderSettings) -> Iterator[Candidate]:
-    """One candidate per file: those the CSV names, in order of name, and images without a caption (dropped later, counted).
+class FolderSource:
+    """One candidate per file: those the CSV names, in order of name, and images without a caption (dropped later, counted)."""
 
-    Raises UserError for an unreadable folder or CSV and for missing columns.
-    """
-    root = Path(settings.path)
-    try:
-        on_disk = {
-            p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file() and p.suffix.lower() in IMAGE_ENDINGS
+    def __init__(self, settings: FolderSettings) -> None:
+        self.root = Path(settings.path)
+        self.captions = self.root / settings.captions
+        self.notes: Counter[str] = Counter()
+
+    def facts(self) -> dict[str, Any]:
+        """The captions' digest, and the size of every image: a replaced image is told by its size."""
+        sizes = image_sizes(self.root, "dataset.folder.path")
+        captions = facts_of([(printable(self.captions.name), self.captions)], "dataset.folder.captions")
+        return {
+            "kind": "folder",
+            "captions": captions,
+            "images": sizes_as_facts(sizes),
         }
+
+    def candidates(self) -> Iterator[Candidate]:
+        """Raises UserError for an unreadable folder or CSV and for missing columns."""
+        on_disk = image_sizes(self.root, "dataset.folder.path")
+        captions = _read_captions(self.captions)
+        for name in sorted(on_disk.keys() | captions.keys()):
+            yield Candidate(printable(name), file_url(name), tuple(captions.get(name, ())))
+
+    @contextmanager
+    def serving(self) -> Iterator[dict[str, Any]]:
+        yield {"kind": "folder", "root": str(self.root.resolve())}
+
+
+def image_sizes(root: Path, setting: str) -> dict[str, int]:
+    """Relative name -> bytes of every image file below `root`, in order of name. Raises UserError when it cannot be read."""
+    try:
         next(root.iterdir(), None)
+        found = {
+            p.relative_to(root).as_posix(): p.stat().st_size
+            for p in root.rglob("*")
+            if p.suffix.lower() in IMAGE_ENDINGS and p.is_file()
+        }
     except OSError as error:
         raise UserError(
-            f"dataset.folder.path: cannot read {root}: {error.strerror}; give the folder that holds the images"
+            f"{setting}: cannot read {root}: {error.strerror}; give the folder that holds the images"
         ) from None
-    captions = _read_captions(root / settings.captions)
-    for name in sorted(on_disk | captions.keys()):
-        yield Candidate(_printable(name), file_url(name), tuple(captions.get(name, ())))
+    return dict(sorted(found.items()))
 
 
 def _read_captions(path: Path) -> dict[str, list[str]]:
@@ -71,18 +84,18 @@ def _read_captions(path: Path) -> dict[str, list[str]]:
                     found.setdefault(name, []).append(caption)
     except OSError as error:
         raise UserError(
-            f"dataset.folder.captions: cannot read {path}: {error.strerror}; it is a CSV with the columns file,caption"
+            f"{cannot_read('dataset.folder.captions', path, error)}; it is a CSV with the columns file,caption"
         ) from None
     except csv.Error as error:
         raise UserError(f"{path} is not a readable CSV: {error}") from None
     return found
 
 
-def _printable(name: str) -> str:
-    """A file's name as valid Unicode: bytes that are not UTF-8 as `\\xff`. Python holds them as surrogates, Parquet refuses those."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
 def _readable(caption: str) -> str:
     """A caption as valid Unicode: bytes that are not UTF-8 as replacement characters."""
     return caption.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def folder_candidates(settings: FolderSettings) -> Iterator[Candidate]:
+    """The candidates of `FolderSource(settings)`."""
+    return FolderSource(settings).candidates()

@@ -2,9 +2,11 @@
 
 import io
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 from data.sources.candidates import Candidate
 from data.sources.scene_world import captions, draw, sample_attributes, scene
@@ -12,6 +14,26 @@ from data.sources.settings import ScenesSettings
 
 # `.invalid` never resolves (RFC 2606): the plan's URLs stay the same while the loopback port changes from run to run.
 PREFIX = "http://scenes.invalid/"
+
+
+class ScenesSource:
+    """Scene i of world `seed`, for i below `settings.samples`."""
+
+    def __init__(self, settings: ScenesSettings, seed: int) -> None:
+        self.settings, self.seed = settings, seed
+        self.notes: Counter[str] = Counter()
+
+    def facts(self) -> dict[str, Any]:
+        """The settings, which with the seed say everything."""
+        return {"kind": "scenes", "settings": self.settings.model_dump(mode="json")}
+
+    def candidates(self) -> Iterator[Candidate]:
+        return scenes_candidates(self.settings, self.seed)
+
+    @contextmanager
+    def serving(self) -> Iterator[dict[str, Any]]:
+        with scenes_server(self.settings) as address:
+            yield {"kind": "scenes", "address": address}
 
 
 def scenes_candidates(settings: ScenesSettings, seed: int) -> Iterator[Candidate]:

@@ -7,75 +7,116 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+import pandas as pd
 import pytest
 
 from data.dataset import build_dataset
+from data.errors import StageFailed, UserError
 from data.executors import InProcess, open_executor
 from data.run import Run
 from data.settings import ClusterSettings
 from tests.conftest import REPOSITORY, make_config, save_tiny_clip, tree_bytes
+from tests.data.fake_web import Web
 
 pytestmark = pytest.mark.slow
 ENVIRONMENT = os.environ | {"NO_ALBUMENTATIONS_UPDATE": "1"}
-
-
-def commands(config: Path) -> list[list[str]]:
-    return [[sys.executable, "-m", room, "build", "--config", str(config)] for room in ("data", "embed")]
-
-
-def write_config(folder: Path) -> Path:
-    save_tiny_clip(folder / "tiny-clip")
-    path = folder / "c.toml"
-    scenes = {"scenes": {"samples": 120, "side": 32}, "samples_per_shard": 10, "image": {"size": 32, "format": "png"}}
-    path.write_text(make_config(folder, dataset=scenes, cluster={"workers": 2}).to_toml())
-    return path
+ROWS = 120
+BROKEN = dict.fromkeys(range(0, ROWS, 7), 503)
+COMMANDS = ("data build", "data retry-failed", "data scores", "data view", "embed build")
+ARTIFACTS = ("dataset", "scores/basic", "scores/duplicates", "views/base", "embeddings")
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
-    """A run nobody killed, and how long its two commands took together."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    config = write_config(folder)
+def web() -> Iterator[Web]:
+    server = Web()
+    yield server
+    server.close()
+
+
+def write_config(folder: Path, web: Web) -> Path:
+    save_tiny_clip(folder / "tiny-clip")
+    urls = [f"http://{web.address}/{n}.png" for n in range(ROWS)]
+    frame = pd.DataFrame({"url": urls, "caption": [f"picture {n} of noise" for n in range(ROWS)]})
+    frame.to_csv(folder / "list.csv", index=False)
+    dataset = {
+        "table": {"path": str(folder / "list.csv"), "url": "url", "caption": "caption"}, "samples_per_shard": 10,
+        "image": {"size": 16, "format": "png"}, "fetch": {"allow_private_hosts": True, "attempts": 1, "contact": "x@y.zz"},
+    }  # fmt: skip
+    path = folder / "c.toml"
+    path.write_text(make_config(folder, dataset=dataset, cluster={"workers": 2}).to_toml())
+    return path
+
+
+def command_line(command: str, config: Path) -> list[str]:
+    return [sys.executable, "-m", *command.split(), "--config", str(config)]
+
+
+def breaks(web: Web, command: str) -> None:
+    """The part of the web that `build` finds broken is mended before anything is retried."""
+    web.broken = dict(BROKEN) if command == "data build" else {}
+
+
+def finish(command: str, config: Path) -> float:
     start = time.monotonic()
-    for command in commands(config):
-        subprocess.run(command, check=True, cwd=REPOSITORY, env=ENVIRONMENT, capture_output=True)
-    return folder / "t", time.monotonic() - start
+    line = command_line(command, config)
+    done = subprocess.run(line, cwd=REPOSITORY, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, f"{command}: {done.stderr}"
+    return time.monotonic() - start
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, web: Web) -> tuple[Path, dict[str, float]]:
+    """A run nobody killed, and how long each of its commands took."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    config = write_config(folder, web)
+    seconds = {}
+    for command in COMMANDS:
+        breaks(web, command)
+        seconds[command] = finish(command, config)
+    return folder / "t", seconds
+
+
+@pytest.mark.parametrize("seed", range(20))
 def test_random_sigkills_then_the_same_commands_give_the_same_bytes(
-    undisturbed: tuple[Path, float], tmp_path: Path, seed: int
+    undisturbed: tuple[Path, dict[str, float]], web: Web, tmp_path: Path, seed: int
 ) -> None:
-    """Twice in each run the whole process group (driver, scheduler, workers) is killed at a random moment, or one worker is."""
+    """In each command everything (driver, scheduler, workers), the driver alone, or one worker is killed at a random moment."""
     whole, seconds = undisturbed
     rng = random.Random(seed)
-    config = write_config(tmp_path)
-    for command in commands(config):
-        for _ in range(2):
-            process = subprocess.Popen(
-                command,
-                cwd=REPOSITORY,
-                env=ENVIRONMENT,
-                start_new_session=True,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
-            time.sleep(rng.uniform(0.1, 0.6) * seconds)
-            kill_group(process) if rng.random() < 0.6 else kill_one_worker(process, rng)
-            process.wait(120)
-            kill_group(process)
-        subprocess.run(command, check=True, cwd=REPOSITORY, env=ENVIRONMENT, capture_output=True, timeout=120)
-    for artifact in ("dataset", "embeddings"):
-        assert tree_bytes(tmp_path / "t" / artifact) == tree_bytes(whole / artifact), f"seed {seed}: {artifact} differs"
+    config = write_config(tmp_path, web)
+    for command in COMMANDS:
+        breaks(web, command)
+        process = subprocess.Popen(
+            command_line(command, config), cwd=REPOSITORY, env=ENVIRONMENT, start_new_session=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        time.sleep(rng.uniform(0.2, 1.0) * seconds[command])
+        rng.choice((kill_group, kill_driver, kill_one_worker))(process, rng)
+        process.wait(300)
+        kill_group(process, rng)
+        finish(command, config)
+    for artifact in ARTIFACTS:
+        ours, theirs = (without_card(tree_bytes(folder / artifact)) for folder in (tmp_path / "t", whole))
+        assert ours == theirs, f"seed {seed}: {artifact} differs"
 
 
-def kill_group(process: subprocess.Popen[bytes]) -> None:
+def without_card(tree: dict[str, bytes]) -> dict[str, bytes]:
+    """The dataset card holds the day it was made."""
+    return {name: content for name, content in tree.items() if name != "README.md"}
+
+
+def kill_group(process: subprocess.Popen[bytes], _: random.Random) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
+
+
+def kill_driver(process: subprocess.Popen[bytes], _: random.Random) -> None:
+    process.kill()
 
 
 def kill_one_worker(process: subprocess.Popen[bytes], rng: random.Random) -> None:
@@ -89,44 +130,83 @@ def kill_one_worker(process: subprocess.Popen[bytes], rng: random.Random) -> Non
         pass
 
 
-def test_a_running_scheduler_gives_the_same_bytes(tmp_path: Path) -> None:
+class Cluster:
     """A scheduler and workers started outside, as on a cluster, reached by address."""
+
+    def __init__(self, folder: Path, workers: int = 2) -> None:
+        self.scheduler = subprocess.Popen(
+            [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"],
+            stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, cwd=REPOSITORY,
+        )  # fmt: skip
+        assert self.scheduler.stderr is not None
+        lines = iter(self.scheduler.stderr)
+        self.address = next(found.group() for line in lines if (found := re.search(r"tcp://[\d.]+:\d+", line)))
+        threading.Thread(target=self.scheduler.stderr.read, daemon=True).start()  # a full pipe would stop it
+        worker = [
+            sys.executable, "-m", "distributed.cli.dask_worker", self.address, "--nthreads", "1", "--no-dashboard",
+            "--local-directory", str(folder), "--death-timeout", "10",
+        ]  # fmt: skip
+        self.workers = [
+            subprocess.Popen(worker, stderr=subprocess.DEVNULL, env=ENVIRONMENT, cwd=REPOSITORY) for _ in range(workers)
+        ]
+
+    def close(self) -> None:
+        for process in [self.scheduler, *self.workers]:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    started = Cluster(tmp_path)
+    yield started
+    started.close()
+
+
+def test_a_running_scheduler_gives_the_same_bytes(cluster: Cluster, tmp_path: Path) -> None:
     here = Run.open(make_config(tmp_path / "here"))
     build_dataset(here, InProcess())
-    processes: list[subprocess.Popen[Any]] = []
-    try:
-        scheduler = subprocess.Popen(
-            [sys.executable, "-m", "distributed.cli.dask_scheduler", "--port", "0", "--no-dashboard"], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, cwd=REPOSITORY
-        )  # fmt: skip
-        processes.append(scheduler)
-        assert scheduler.stderr is not None
-        address = next(found.group() for line in scheduler.stderr if (found := re.search(r"tcp://[\d.]+:\d+", line)))
-        for _ in range(2):
-            worker = [
-                sys.executable,
-                "-m",
-                "distributed.cli.dask_worker",
-                address,
-                "--nthreads",
-                "1",
-                "--no-dashboard",
-                "--local-directory",
-                str(tmp_path),
-            ]
-            processes.append(subprocess.Popen(worker, stderr=subprocess.DEVNULL, env=ENVIRONMENT, cwd=REPOSITORY))
-        there = Run.open(make_config(tmp_path / "there"))
-        with open_executor(ClusterSettings(address=address), tmp_path / "scratch") as executor:
-            executor.client.wait_for_workers(2, timeout=60)  # type: ignore[attr-defined]
-            build_dataset(there, executor)
-    finally:
-        for process in processes:
-            process.kill()
+    there = Run.open(make_config(tmp_path / "there"))
+    with open_executor(ClusterSettings(address=cluster.address), tmp_path / "scratch") as executor:
+        executor.client.wait_for_workers(2, timeout=60)  # type: ignore[attr-defined]
+        build_dataset(there, executor)
     assert tree_bytes(there.dataset.folder) == tree_bytes(here.dataset.folder)
 
 
-def test_no_scheduler_at_the_address_is_one_line(tmp_path: Path) -> None:
-    from data.errors import UserError
+@pytest.mark.timeout(180)
+def test_a_scheduler_that_dies_ends_the_driver_in_one_line_and_the_rerun_completes(
+    cluster: Cluster, web: Web, tmp_path: Path
+) -> None:
+    web.broken = {}
+    config = write_config(tmp_path, web)
+    line = [*command_line("data build", config), f"cluster.address={cluster.address}"]
+    process = subprocess.Popen(line, cwd=REPOSITORY, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    parts = tmp_path / "t" / "dataset" / "parts"
+    while process.poll() is None and len(list(parts.glob("*.json"))) < 3:
+        time.sleep(0.02)
+    cluster.scheduler.kill()
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert re.fullmatch(
+        r"error: dataset: the Dask scheduler at tcp://\S+ is gone; .* run the same command again\n", stderr
+    ), stderr
+    finish("data build", config)
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    other = write_config(whole, web)
+    finish("data build", other)
+    trees = [without_card(tree_bytes(folder / "t" / "dataset")) for folder in (tmp_path, whole)]
+    assert trees[0] == trees[1]
 
+
+def test_a_scheduler_that_dies_is_told_from_a_failed_part(cluster: Cluster, tmp_path: Path) -> None:
+    with open_executor(ClusterSettings(address=cluster.address), tmp_path / "scratch") as executor:
+        threading.Timer(1.0, cluster.scheduler.kill).start()
+        with pytest.raises(StageFailed, match="the Dask scheduler at tcp://.* is gone"):
+            list(executor.run("x", time.sleep, [(0.3,)] * 100, list(range(100))))
+
+
+def test_no_scheduler_at_the_address_is_one_line(tmp_path: Path) -> None:
     with (
         pytest.raises(UserError, match=r"no Dask scheduler answers at tcp://127.0.0.1:9"),
         open_executor(ClusterSettings(address="tcp://127.0.0.1:9"), tmp_path),

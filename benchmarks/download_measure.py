@@ -1,0 +1,111 @@
+"""What a command costs with all processes that it starts, without their start-up: CPU and wall seconds, peak memory."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.request import urlopen
+
+import psutil
+
+EVERY = 0.05  # seconds between two looks at the processes
+
+
+@dataclass
+class Cost:
+    """Of a process that downloads counts what it does from its first connection to the server on; of the others (scheduler, logger)
+    what they do from the first connection of any; all until the output is complete. What came before is `start_up`.
+
+    `memory` is the largest sum of resident sizes seen, in bytes (shared pages count each time), start-up included.
+    """
+
+    cpu: float = 0.0
+    wall: float = 0.0
+    start_up: float = 0.0
+    memory: int = 0
+
+
+@dataclass
+class _Processes:
+    """CPU seconds of a tree's processes, by process id: now, and when they began to work."""
+
+    port: int
+    now: dict[int, float] = field(default_factory=dict)
+    begun: dict[int, float] = field(default_factory=dict)
+    connected: set[int] = field(default_factory=set)
+    memory: int = 0
+
+    def look(self, root: psutil.Process) -> None:
+        memory = 0
+        for process in [root, *root.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                times = process.cpu_times()
+                pid, self.now[process.pid] = process.pid, times.user + times.system
+                memory += process.memory_info().rss
+                if pid not in self.connected and self._is_connected(process):
+                    self.connected.add(pid)
+                    self.begun[pid] = self.now[pid]
+        self.memory = max(self.memory, memory)
+        if self.connected:
+            for pid, cpu in self.now.items():
+                self.begun.setdefault(pid, cpu)
+
+    def _is_connected(self, process: psutil.Process) -> bool:
+        return any(c.raddr and c.raddr.port == self.port for c in process.net_connections("tcp4"))
+
+
+def cost_of(command: Sequence[str], log: Path, port: int, finished: Callable[[], bool]) -> Cost:
+    """Run to the end, output into `log`. `port` is the server's; `finished` says whether the output is complete."""
+    cost, start = Cost(), 0.0
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        processes, root = _Processes(port), psutil.Process(process.pid)
+        while process.poll() is None:
+            if not cost.wall:
+                done = finished()
+                with suppress(psutil.NoSuchProcess):
+                    processes.look(root)
+                start = start or (time.perf_counter() if processes.connected else 0.0)
+                if done:
+                    cost.wall = time.perf_counter() - start
+            time.sleep(EVERY)
+    if process.returncode or not cost.wall:
+        raise SystemExit(
+            f"{' '.join(command)} ended with {process.returncode}:\n{log.read_text(errors='replace')[-3000:]}"
+        )
+    cost.start_up = sum(processes.begun.values())
+    cost.cpu, cost.memory = sum(processes.now.values()) - cost.start_up, processes.memory
+    return cost
+
+
+class Server:
+    """The address of a running server, how many files it served, and what it cost so far."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]", port: int) -> None:
+        self.port, self.address = port, f"http://127.0.0.1:{port}"
+        self._process = psutil.Process(process.pid)
+
+    def served(self) -> int:
+        with urlopen(f"{self.address}/-/served", timeout=10) as response:
+            return int(response.read())
+
+    def cpu(self) -> float:
+        times = self._process.cpu_times()
+        return float(times.user + times.system)
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[Server]:
+    command = [sys.executable, "-m", "benchmarks.download_server", str(folder)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdin is not None and process.stdout is not None
+    try:
+        yield Server(process, int(process.stdout.readline()))
+    finally:
+        process.stdin.close()
+        process.wait(30)
+        process.stdout.close()
