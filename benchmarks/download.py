@@ -1,8 +1,8 @@
 """Downloading photographs: ours (`data.dataset`, two Dask workers) beside img2dataset's own `download()`, equal settings and pixels.
 
 The primary figure is CPU seconds for 1,000 images: user and system time of the tool's whole process tree, the server's excluded.
-Start-up (imports, cluster, pool, plan) is excluded: a process counts from its first connection to the server on, until the output is
-complete. Memory is the peak of the whole run. `ratio` is img2dataset's figure over ours.
+Start-up (imports, cluster, pool, plan) is excluded: a process counts once its download threads run, until the output is complete.
+Memory is the peak of the whole run. `ratio` is img2dataset's figure over ours.
 
 Verified for both tools: every image stored, under its URL, with the hash of its original; ours byte for byte equal to img2dataset's
 (grey photographs, which it stores as grey and we as RGB: pixel for pixel); `data verify` finds nothing wrong.
@@ -25,11 +25,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
 from benchmarks.download_measure import Cost, Server, cost_of, serving
+from benchmarks.download_tools import THREADS
 from data.artifacts import Artifact
 from data.fetch.resize import resize_image
 from data.fetch.settings import ImageSettings
@@ -76,6 +78,10 @@ def main() -> None:
         f"{'photographs' if real else 'SYNTHETIC images (no photographs found)'}, {images:,} measured a side",
         flush=True,
     )
+    if (busy := psutil.getloadavg()[0]) > 1:
+        print(
+            f"this machine is busy (load {busy:.1f}): processor time counts, but the two tools may not have met equal conditions"
+        )
     results = []
     for side in sides:
         with tempfile.TemporaryDirectory(prefix="download-") as name:
@@ -126,7 +132,7 @@ def measure(folder: Path, side: int, images: int) -> Measured:
             out.mkdir()
             command = [sys.executable, "-m", "benchmarks.download_tools", tool, str(table), str(folder), str(per_shard)]
             finished = partial(is_complete, out, -(-images // per_shard))
-            cost[tool] = cost_of(command, folder / f"{tool}.log", server.port, finished)
+            cost[tool] = cost_of(command, folder / f"{tool}.log", THREADS, finished)
             assert server.served() - served == images, (
                 f"{tool} asked {server.served() - served} times for {images} images"
             )

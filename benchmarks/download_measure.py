@@ -17,8 +17,8 @@ EVERY = 0.05  # seconds between two looks at the processes
 
 @dataclass
 class Cost:
-    """Of a process that downloads counts what it does from its first connection to the server on; of the others (scheduler, logger)
-    what they do from the first connection of any; all until the output is complete. What came before is `start_up`.
+    """Of a process that downloads counts what it does once its download threads run; of the others (scheduler, logger) what they do
+    once any download runs; all until the output is complete. What came before is `start_up`.
 
     `memory` is the largest sum of resident sizes seen, in bytes (shared pages count each time), start-up included.
     """
@@ -33,10 +33,10 @@ class Cost:
 class _Processes:
     """CPU seconds of a tree's processes, by process id: now, and when they began to work."""
 
-    port: int
+    threads: int
     now: dict[int, float] = field(default_factory=dict)
     begun: dict[int, float] = field(default_factory=dict)
-    connected: set[int] = field(default_factory=set)
+    downloading: set[int] = field(default_factory=set)
     memory: int = 0
 
     def look(self, root: psutil.Process) -> None:
@@ -46,30 +46,27 @@ class _Processes:
                 times = process.cpu_times()
                 pid, self.now[process.pid] = process.pid, times.user + times.system
                 memory += process.memory_info().rss
-                if pid not in self.connected and self._is_connected(process):
-                    self.connected.add(pid)
+                if pid not in self.downloading and process.num_threads() >= self.threads:
+                    self.downloading.add(pid)
                     self.begun[pid] = self.now[pid]
         self.memory = max(self.memory, memory)
-        if self.connected:
+        if self.downloading:
             for pid, cpu in self.now.items():
                 self.begun.setdefault(pid, cpu)
 
-    def _is_connected(self, process: psutil.Process) -> bool:
-        return any(c.raddr and c.raddr.port == self.port for c in process.net_connections("tcp4"))
 
-
-def cost_of(command: Sequence[str], log: Path, port: int, finished: Callable[[], bool]) -> Cost:
-    """Run to the end, output into `log`. `port` is the server's; `finished` says whether the output is complete."""
+def cost_of(command: Sequence[str], log: Path, threads: int, finished: Callable[[], bool]) -> Cost:
+    """Run to the end, output into `log`. A process with `threads` threads downloads; `finished` says whether the output is complete."""
     cost, start = Cost(), 0.0
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, env=os.environ | {"OMP_NUM_THREADS": "1"})
-        processes, root = _Processes(port), psutil.Process(process.pid)
+        processes, root = _Processes(threads), psutil.Process(process.pid)
         while process.poll() is None:
             if not cost.wall:
                 done = finished()
                 with suppress(psutil.NoSuchProcess):
                     processes.look(root)
-                start = start or (time.perf_counter() if processes.connected else 0.0)
+                start = start or (time.perf_counter() if processes.downloading else 0.0)
                 if done:
                     cost.wall = time.perf_counter() - start
             time.sleep(EVERY)
@@ -86,7 +83,7 @@ class Server:
     """The address of a running server, how many files it served, and what it cost so far."""
 
     def __init__(self, process: "subprocess.Popen[bytes]", port: int) -> None:
-        self.port, self.address = port, f"http://127.0.0.1:{port}"
+        self.address = f"http://127.0.0.1:{port}"
         self._process = psutil.Process(process.pid)
 
     def served(self) -> int:

@@ -82,7 +82,9 @@ def _absolute(paths: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass
 class WithBreaker:
-    """An executor that stops the run when the downloads of finished shards, taken together, hardly succeed any more."""
+    """An executor that stops the run when the downloads of finished shards, taken together, hardly succeed any more.
+
+    Retries do not count: they hold what failed before."""
 
     inner: Executor
     dataset: Artifact
@@ -94,8 +96,8 @@ class WithBreaker:
         breaker = Breaker(self.settings.breaker_window, self.settings.breaker_min_success)
         for label, outcome in self.inner.run(name, function, calls, labels):
             yield label, outcome
-            if not isinstance(outcome, BaseException):
-                assert isinstance(label, PartSpec)
+            assert isinstance(label, PartSpec)
+            if not isinstance(outcome, BaseException) and "earlier" not in label.payload:
                 self._add(breaker, label.name)
 
     def _add(self, breaker: Breaker, part: str) -> None:

@@ -74,7 +74,8 @@ def _download(
         lambda content: resize_image(content, image),
         settings.threads,
         scratch,
-        breaker=Breaker(settings.breaker_window, settings.breaker_min_success),
+        # What is retried failed before: if it fails again, that says nothing about the run.
+        breaker=None if "earlier" in payload else Breaker(settings.breaker_window, settings.breaker_min_success),
         expected_hashes=[rows["expected_hash"][i] for i in wanted] if settings.verify_hash else None,
     )
     for i, outcome in zip(wanted, found, strict=True):

@@ -19,7 +19,7 @@ from data.executors import Executor
 from data.faults import boundary
 from data.fetch.reasons import TRANSIENT, Reason
 from data.ledger import last_of_each, ledger_path, read_ledger
-from data.plan import PLAN_SCHEMA, plan_digest, read_plan, retry_path
+from data.plan import PLAN_SCHEMA, RETRIES, plan_digest, read_plan, retry_path
 from data.run import Run
 from data.settings import DatasetSettings
 
@@ -74,6 +74,9 @@ def freeze_retry(
         return []
     folder = dataset.folder
     before = frozen_retries(folder)
+    for path in (folder / RETRIES).glob("*.parquet"):  # of a freeze that was killed, perhaps for other reasons
+        if path.stem not in {retry.name for retry in before}:
+            path.unlink()
     parts = [receipt.name for receipt in dataset.receipts()]
     rows, latest = planned_rows(folder, keys), _latest_part(folder, parts, keys)
     new: list[Retry] = []

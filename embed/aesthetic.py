@@ -7,6 +7,7 @@ OpenAI's CLIP embeddings of unit length, trained on ratings from 0 to 10 (it is 
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,9 +20,8 @@ from data.errors import UserError
 from data.executors import Executor
 from data.run import Run
 from data.runner import Stage, run_stage
-from embed.cache import read_metadata
+from embed.cache import NULL_PART, read_metadata
 from embed.mapped import OpenPart
-from embed.parts import NULL_PART
 from embed.scores import cache_parts
 from embed.settings import AestheticSettings
 
@@ -46,7 +46,7 @@ class AestheticHead:
     def dim(self) -> int:
         return len(self.weight)
 
-    def score(self, vectors: NDArray[np.float16]) -> NDArray[np.float32]:
+    def score(self, vectors: NDArray[Any]) -> NDArray[np.float32]:
         """Stored image embeddings float16 (n, d) -> scores (n,), larger is better. The vectors are brought to unit length first."""
         found = np.empty(len(vectors), np.float32)
         for start in range(0, len(vectors), 1024):
@@ -78,14 +78,17 @@ def load_head(path: Path) -> AestheticHead:
             f"embeddings.aesthetic.head: {path} is not a file of tensors: {str(error).splitlines()[0][:200]}"
         ) from None
     shapes = {k: tuple(v.shape) for k, v in state.items()} if isinstance(state, dict) else {}
-    if set(shapes) != {"weight", "bias"} or shapes["bias"] != (1,) or len(shapes["weight"]) != 2 or shapes["weight"][0] != 1:
+    if (
+        set(shapes) != {"weight", "bias"}
+        or shapes["bias"] != (1,)
+        or len(shapes["weight"]) != 2
+        or shapes["weight"][0] != 1
+    ):
         raise UserError(
             f"embeddings.aesthetic.head: {path} is not a linear head, which holds weight (1, d) and bias (1,); it holds {shapes}"
         )
     digest = sha256_file(path)
-    return AestheticHead(
-        state["weight"][0].double().numpy(), float(state["bias"][0]), digest, LAION_HEADS.get(digest)
-    )
+    return AestheticHead(state["weight"][0].double().numpy(), float(state["bias"][0]), digest, LAION_HEADS.get(digest))
 
 
 def build_aesthetic(run: Run, executor: Executor, settings: AestheticSettings) -> Artifact:
@@ -109,11 +112,11 @@ def build_aesthetic(run: Run, executor: Executor, settings: AestheticSettings) -
         "head": head.digest, "head_clip": head.trained_on or "unknown", "clip": facts["clip_name"],
         "clip_is_the_heads": "unknown" if fits is None else fits,
     }  # fmt: skip
-    parts = [
-        PartSpec(part.name, part.inputs, {**part.payload, "head": str(path)}) for part in cache_parts(embeddings)
-    ]
+    parts = [PartSpec(part.name, part.inputs, {**part.payload, "head": str(path)}) for part in cache_parts(embeddings)]
     folder = run.scores("aesthetic").folder
-    return run_stage(Stage("scores-aesthetic", STAGE_VERSION, folder, shaping, parts, aesthetic_part), executor, run.logs)
+    return run_stage(
+        Stage("scores-aesthetic", STAGE_VERSION, folder, shaping, parts, aesthetic_part), executor, run.logs
+    )
 
 
 def aesthetic_part(spec: PartSpec, attempt: Path) -> dict[str, int]:

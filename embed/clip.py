@@ -58,9 +58,9 @@ class Clip:
     tokenizer: CaptionTokenizer
     name: str
     identity: str
-    batch: int = 64
-    precision: Precision = "fp32"
-    device: torch.device = torch.device("cpu")
+    batch: int
+    precision: Precision
+    device: torch.device
 
     @property
     def embed_dim(self) -> int:
@@ -177,7 +177,9 @@ def _frozen(loaded: Loaded, batch: int, precision: Precision, device: str) -> Cl
     hugging_face = getattr(getattr(model, "text", None), "config", None)
     if hugging_face is not None:  # the text tower's shape, which open_clip's config only names
         facts = hugging_face.to_dict()
-        config["hf_text_config"] = {k: v for k, v in facts.items() if k not in ("_name_or_path", "transformers_version")}
+        config["hf_text_config"] = {
+            k: v for k, v in facts.items() if k not in ("_name_or_path", "transformers_version")
+        }
     identity = fingerprint([config, dict(loaded.preprocess), tokenizer.digest, weights_digest(model.state_dict())])
     text = text_tower(model, tokenizer(PROBE_CAPTIONS))
     if precision != "fp32":

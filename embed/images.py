@@ -93,7 +93,8 @@ class Preprocess:
                 f"this open_clip preprocesses by other steps than expected: {steps}; install the pinned version"
             )
         self._geometry = geometry
-        self.height, self.width = chosen.input_size[1:]
+        size: Any = chosen.size
+        self.height, self.width = size if isinstance(size, Sequence) else (size, size)
         self._reduced = reduced_decode
         levels = torch.arange(256, dtype=torch.uint8).reshape(256, 1, 1).expand(256, 1, 3)
         table = normalise(

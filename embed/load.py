@@ -18,7 +18,6 @@ import torch
 from open_clip.coca_model import CoCa
 from open_clip.model import CustomTextCLIP, convert_to_custom_text_state_dict
 from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
-from open_clip.tokenizer import SimpleTokenizer
 from open_clip.transform import PreprocessCfg
 from safetensors.torch import load_file, save_file
 
@@ -101,10 +100,12 @@ def load_named(settings: ClipSettings, seed: int) -> Loaded:
             model = open_clip.create_model(name, pretrained=tag, pretrained_text=False)
         except Exception as error:
             raise UserError(f"clip: open_clip cannot load {name} with tag {tag!r}: {_first_line(error)}") from None
-    attached = _plain(getattr(model.visual, "preprocess_cfg", None) or vars(PreprocessCfg(size=model.visual.image_size)))
+    attached = _plain(
+        getattr(model.visual, "preprocess_cfg", None) or vars(PreprocessCfg(size=model.visual.image_size))
+    )
     preprocess = _plain(vars(PreprocessCfg(**attached)))
-    for field, value in (_plain(declared) if declared else {}).items():
-        if field in preprocess and preprocess[field] != value:
+    for field, value in _plain(declared or {}).items():
+        if field in preprocess and _comparable(preprocess[field]) != _comparable(value):
             raise UserError(
                 f"clip.tag: {name} with {tag!r} was trained with preprocessing {field} = {value}, but open_clip would use "
                 f"{preprocess[field]}; choose another tag, or its weights as a checkpoint folder that records the right one"
@@ -124,17 +125,17 @@ def weights_digest(state: Mapping[str, torch.Tensor]) -> str:
 
 def _build(config: Mapping[str, Any], folder: Path) -> Any:
     """The model that open_clip's factory would build from this config; a Hugging Face tower's config may lie in the folder."""
-    config = deepcopy(dict(config))
-    custom, hugging_face = config.pop("custom_text", False), config["text_cfg"].get("hf_model_name")
+    built: dict[str, Any] = deepcopy(dict(config))
+    custom, hugging_face = built.pop("custom_text", False), built["text_cfg"].get("hf_model_name")
     if hugging_face:
         inside = folder / hugging_face
-        config["text_cfg"] |= {
+        built["text_cfg"] |= {
             "hf_model_name": str(inside) if inside.is_dir() else hugging_face,
             "hf_model_pretrained": False,
         }
     if not (custom or hugging_face):
-        return open_clip.CLIP(**config)
-    return (CoCa if "multimodal_cfg" in config else CustomTextCLIP)(**config)
+        return open_clip.CLIP(**built)
+    return (CoCa if "multimodal_cfg" in built else CustomTextCLIP)(**built)
 
 
 def _recorded_preprocessing(recorded: Mapping[str, Any], model: Any, where: Path) -> dict[str, Any]:
@@ -148,15 +149,21 @@ def _recorded_preprocessing(recorded: Mapping[str, Any], model: Any, where: Path
         )
     size = _plain({"size": model.visual.image_size})["size"]
     preprocess = known | {"size": size} | _plain(recorded)
-    if _pair(preprocess["size"]) != _pair(size):
+    if _comparable(preprocess["size"]) != _comparable(size):
         raise UserError(
             f"{where}: preprocess_cfg makes images of size {preprocess['size']}, the image tower takes {size}; "
             "correct whichever of the two was not used in training"
         )
-    allowed = {"mode": ("RGB",), "interpolation": ("bicubic", "bilinear"), "resize_mode": ("shortest", "longest", "squash")}
+    allowed = {
+        "mode": ("RGB",),
+        "interpolation": ("bicubic", "bilinear"),
+        "resize_mode": ("shortest", "longest", "squash"),
+    }
     for field, values in allowed.items():
         if preprocess[field] not in values:
-            raise UserError(f"{where}: preprocess_cfg.{field} = {preprocess[field]!r} is not one of {', '.join(values)}")
+            raise UserError(
+                f"{where}: preprocess_cfg.{field} = {preprocess[field]!r} is not one of {', '.join(values)}"
+            )
     return preprocess
 
 
@@ -214,5 +221,6 @@ def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
 
 
-def _pair(size: int | list[int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (size[0], size[-1])
+def _comparable(value: Any) -> Any:
+    """A side alone means a square, in sizes."""
+    return [value, value] if isinstance(value, int) else value

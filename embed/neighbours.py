@@ -30,7 +30,7 @@ class Search(Protocol):
 
 
 class ExactSearch:
-    """Every kept image is compared; room for `capacity` of them is taken as they come."""
+    """Every kept image is compared, as float32: 4 d bytes each."""
 
     def __init__(self, dim: int) -> None:
         self._kept = np.empty((BLOCK, dim), np.float32)
@@ -113,33 +113,31 @@ class Copies:
 
 
 def find_copies(blocks: Iterator[Vectors], search: Search, threshold: float) -> Copies:
-    """Walk images (float32, unit length) block by block in order of rank."""
+    """Walk images (float32, unit length) block by block in order of rank. An image is a copy of the nearest kept one before it."""
     copies: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
     similarities: list[NDArray[np.float32]] = [np.zeros(0, np.float32)]
     kept_ranks, done = np.zeros(0, np.int64), 0
     for vectors in blocks:
         similarity, which = search.nearest(vectors)
-        copy_of = np.where(similarity >= threshold, kept_ranks[which] if len(kept_ranks) else -1, -1)
-        fresh = np.flatnonzero(copy_of < 0)
-        _within(vectors[fresh], fresh, done, threshold, copy_of, similarity)
-        kept = fresh[copy_of[fresh] < 0]
+        nearest = kept_ranks[which] if len(kept_ranks) else which
+        kept = _keep(vectors, similarity, nearest, done, threshold)
         search.add(vectors[kept])
-        kept_ranks, done = np.concatenate([kept_ranks, done + kept]), done + len(vectors)
-        copies.append(copy_of)
+        kept_ranks, done = np.concatenate([kept_ranks, done + np.flatnonzero(kept)]), done + len(vectors)
+        copies.append(np.where(kept, -1, nearest))
         similarities.append(similarity)
     return Copies(np.concatenate(copies), np.concatenate(similarities))
 
 
-def _within(
-    vectors: Vectors, places: NDArray[np.int64], done: int, threshold: float, copy_of: NDArray[np.int64], similarity: NDArray[np.float32]
-) -> None:  # fmt: skip
-    """The same among the images of one block that are no copies of earlier ones, exactly."""
+def _keep(
+    vectors: Vectors, similarity: NDArray[np.float32], nearest: NDArray[np.int64], done: int, threshold: float
+) -> NDArray[np.bool_]:
+    """Which images of a block are kept. `similarity` and `nearest`, which tell of earlier blocks, are brought up to date."""
     cosines = vectors @ vectors.T
-    for i, place in enumerate(places):
-        if copy_of[place] >= 0:
-            continue
-        later, found = places[i + 1 :], cosines[i, i + 1 :]
-        open_ = (copy_of[later] < 0) & (found > similarity[later])
-        similarity[later[open_]] = found[open_]
-        near = open_ & (found >= threshold)
-        copy_of[later[near]] = done + place
+    kept = np.zeros(len(vectors), np.bool_)
+    for i in range(len(vectors)):
+        before = np.where(kept[:i], cosines[i, :i], np.float32(NONE_BEFORE))
+        closest = int(before.argmax()) if i else 0
+        if i and before[closest] > similarity[i]:
+            similarity[i], nearest[i] = before[closest], done + closest
+        kept[i] = similarity[i] < threshold
+    return kept

@@ -16,12 +16,11 @@ from numpy.typing import NDArray
 
 from data.artifacts import Artifact, Receipt
 from data.errors import UserError
-from embed.cache import FORMAT, read_metadata
+from embed.cache import FORMAT, NULL_PART, read_metadata
 from embed.mapped import OpenPart, fixed_width
 from embed.rows import VECTORS, Kind, Rows
 
 OPENERS = 8  # threads that read footers
-NULL_PART = "null"  # the empty caption, which is no pair
 
 
 class Unit(NamedTuple):

@@ -20,9 +20,9 @@ from torch.nn.functional import normalize
 
 from data.artifacts import Artifact
 from data.errors import UserError
-from embed.cache import as_matrix
+from embed.cache import NULL_PART, as_matrix
 from embed.mapped import as_tensor
-from embed.parts import NULL_PART, CacheParts, Unit
+from embed.parts import CacheParts, Unit
 from embed.rows import CHUNK, START, VECTORS, Kind, PairBatch, Rows, State, join_batches, text, unit_length
 from embed.shuffle import Shuffle, Window
 from embed.stream import Batches
@@ -244,15 +244,14 @@ class EmbeddingReader:
         """The vectors of every row in order, float32 (at most `batch`, d), read sequentially in constant memory.
 
         `unit = False` gives the stored float16 values as they are, within 1e-3 of unit length."""
+        what = f"{self.folder}: {VECTORS[kind]}"
         for start, stored in self._stored(kind):
             for i, half in enumerate(stored.split(batch)):
-                first = start + i * batch
-                what = f"{self.folder}: {VECTORS[kind]}"
-                yield (
-                    unit_length(half.float(), what, lambda first=first: self._pairs[0][first:])
-                    if unit
-                    else half.float()
-                )
+                keys = partial(self._keys_from, start + i * batch)
+                yield unit_length(half.float(), what, keys) if unit else half.float()
+
+    def _keys_from(self, row: int) -> NDArray[np.bytes_]:
+        return self._pairs[0][row:]
 
     def _stored(self, kind: Kind) -> Iterator[tuple[int, Tensor]]:
         """float16 vectors in the order of the rows, a stretch at a time, with the number of each stretch's first row."""

@@ -12,7 +12,7 @@ from data.artifacts import Artifact, PartSpec
 from data.executors import Executor, InProcess
 from data.run import Run
 from data.runner import Stage, run_stage
-from embed.parts import NULL_PART
+from embed.cache import NULL_PART
 from embed.settings import EmbeddingsSettings
 
 STAGE_VERSION = 1

@@ -63,7 +63,7 @@ class CaptionTokenizer:
         """Which captions did not fit, bool (n,): those whose row gains an id when one more place is given."""
         cut = (self.counts(ids) == ids.shape[1]).numpy()
         full = np.flatnonzero(cut)
-        longer = self([captions[i] for i in full], context_length=ids.shape[1] + 1)
+        longer = self([captions[i] for i in full.tolist()], context_length=ids.shape[1] + 1)
         cut[full] = (self._content(longer) > self._content(ids[full])).numpy()
         return cut
 

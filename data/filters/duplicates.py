@@ -74,6 +74,11 @@ def require_fresh_duplicates(run: Run) -> Artifact:
     """The scores, complete and of the images as they are now. Raises UserError naming the command that makes them."""
     scores = run.scores("duplicates").require("python -m data scores")
     require_fresh_basic(run)
+    # Not owned by the section: other thresholds of a view need no new comparison.
+    if scores.settings() != run.config[ViewsSettings].duplicates.model_dump(mode="json"):
+        raise UserError(
+            f"{scores.folder} was made with other settings than views.duplicates; delete it and run `python -m data scores`"
+        )
     made_from = {part["inputs"]["images"] for part in (scores.plan_json() or {"parts": []})["parts"]}
     if made_from - {images_digest(run)}:
         raise UserError(f"{scores.folder} was made before the dataset changed; run `python -m data scores` again")

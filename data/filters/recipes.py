@@ -1,14 +1,15 @@
 """Published recipes as rules on scores, and in what a run differs from the published code.
 
-Read in mlfoundations/datacomp, baselines/apply_filter.py (commit 274dbee); the paper is arXiv 2304.14108, section 4 and appendix J.
+Read in mlfoundations/datacomp, baselines/apply_filter.py (commit 274dbee); the paper is arXiv 2304.14108.
 
-- `datacomp-basic`, `load_uids_with_basic_filter_helper`, lines 176-212: English by fastText's lid.176.bin; more than 2 words
+- `datacomp-basic`, `load_uids_with_basic_filter_helper`, lines 200-234: English by fastText's lid.176.bin; more than 2 words
   (`len(text.split()) > 2`) and more than 5 characters (`len(text) > 5`), both strict; shorter side `>= 200` pixels and longer over
   shorter side `<= 3.0`, both inclusive; of the original image.
-- `datacomp-clip-top30`, `get_threshold` and `load_uids_with_clip_score_helper`, lines 318-392: OpenAI CLIP ViT-L/14 similarity
-  `>=` the value at place int(0.3 n) of the n scores in falling order; no other filter. Place counts from 0: one more than 30 %
-  is kept, and all ties with the last.
-- `laion2b`, lines 661-670 and 278-315: OpenAI CLIP ViT-B/32 similarity `>= 0.28`, inclusive, and English by gcld3.
+- `datacomp-clip-top30`, `get_threshold`, lines 375-394, and `load_uids_with_clip_score_helper`, lines 298-334: OpenAI CLIP ViT-L/14
+  similarity `>=` the value at place int(0.3 n), counted from 0, of the n scores in falling order; so one pair more than 30 % is
+  kept, and all that tie with it. No other filter; n counts the whole pool.
+- `laion2b`, the branch of that name in `apply_filter`, and line 324: OpenAI CLIP ViT-B/32 similarity `>= 0.28`, inclusive, and
+  English by gcld3.
 """
 
 from collections.abc import Mapping

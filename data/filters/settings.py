@@ -108,7 +108,7 @@ class TrainViewSettings(Settings):
 
 class ViewsSettings(Section):
     section: ClassVar[str] = "views"
-    owns: ClassVar[tuple[str, ...]] = ("views", "scores/duplicates")
+    owns: ClassVar[tuple[str, ...]] = ("views",)
     duplicates: DuplicatesSettings = DuplicatesSettings()
     base: BaseViewSettings = BaseViewSettings()
     train: TrainViewSettings = TrainViewSettings()

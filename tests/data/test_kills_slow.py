@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -151,7 +152,8 @@ class Cluster:
         ]
 
     def close(self) -> None:
-        for process in [self.scheduler, *self.workers]:
+        processes: list[subprocess.Popen[Any]] = [self.scheduler, *self.workers]
+        for process in processes:
             process.kill()
             process.wait()
 

@@ -200,13 +200,23 @@ def test_other_thresholds_need_no_image(tmp_path: Path) -> None:
     build_base_view(run)
     for tar in (run.dataset.folder / "shards").iterdir():
         tar.unlink()
-    with pytest.raises(UserError, match=r"views.base.min_side was 64 when views, scores/duplicates was made"):
+    with pytest.raises(UserError, match=r"views.base.min_side was 64 when views was made"):
         Run.open(make_config(tmp_path, views={"base": {"min_side": 101}}))
-    for name in ("views", "scores/duplicates"):
-        shutil.rmtree(run.folder / name)
+    shutil.rmtree(run.folder / "views")
     other = Run.open(make_config(tmp_path, views={"base": {"min_side": 101}}))
-    build_duplicates(other)
     assert build_base_view(other).manifest()["counts"]["dropped_image_too_small_pairs"] == 1
+
+
+def test_another_distance_asks_for_another_comparison(tmp_path: Path) -> None:
+    scored(tmp_path)
+    run = Run.open(make_config(tmp_path, views={"duplicates": {"distance": 7}}))
+    with pytest.raises(
+        UserError, match="other settings than views.duplicates; delete it and run `python -m data scores`"
+    ):
+        build_base_view(run)
+    shutil.rmtree(run.scores("duplicates").folder)
+    build_duplicates(run)
+    assert build_base_view(run).is_complete()
 
 
 def build_views(folder: Path) -> None:

@@ -1,8 +1,9 @@
 """The reader: every row once, in an order that ranks, workers, batch size, memory and interruptions do not change."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -159,11 +160,13 @@ def test_data_loader_workers_change_nothing(reader: EmbeddingReader, workers: in
 def test_cut_otherwise_permuted_and_retried_the_held_rows_are_the_same(
     cache: Artifact, held: EmbeddingReader, tmp_path: Path
 ) -> None:
-    retried = [
-        [i for i in range(60) if i % 7],
-        [i for i in range(60) if i % 7 == 0],
-    ]  # a retry part between the others' keys
-    for name, images in {"whole": [range(60)], "reversed": [range(40, 60), range(40)], "retried": retried}.items():
+    cuts: dict[str, list[Sequence[int]]] = {
+        "whole": [range(60)],
+        "reversed": [range(40, 60), range(40)],
+        # A retry part holds keys between the others'.
+        "retried": [[i for i in range(60) if i % 7], [i for i in range(60) if i % 7 == 0]],
+    }
+    for name, images in cuts.items():
         other = EmbeddingReader(write_cache(tmp_path / name, images, DIM, CAPTIONS, 64, 12))
         assert (other.keys == held.keys).all()
         assert all(same(a, b) for a, b in zip(other.batches(32, 1), held.batches(32, 1), strict=True))
@@ -312,7 +315,7 @@ def test_pages_that_cannot_be_mapped_are_decoded_to_the_same_values(
 
     path, dtype = tmp_path / "p.parquet", np.dtype("<f2")
     table = pq.read_table(cache.folder / "00000.parquet")
-    options = {
+    options: dict[str, dict[str, Any]] = {
         "pages": {"data_page_size": 1, "write_batch_size": 2, "use_dictionary": False, "compression": "none"},
         "compressed": {"compression": "zstd", "use_dictionary": False},
         "dictionary": {"compression": "none"},

@@ -15,8 +15,8 @@ from open_clip.model import CustomTextCLIP
 from torch.nn.functional import normalize
 
 from data.errors import UserError
-from embed.clip import CONFIG_FILE, Clip, encode_captions, load_clip_folder, save_clip
-from embed.text import pack
+from embed.clip import Clip, encode_captions, load_clip_folder, save_clip
+from embed.packing import pack
 from embed.tokens import hugging_face_tokenizer
 
 LENGTH = 24
@@ -94,7 +94,9 @@ KINDS = {
 def save_kind(kind: Kind, folder: Path) -> Path:
     """A tiny CLIP of that kind with random weights, whose last states differ much from token to token."""
     folder.mkdir()
-    vision = VISION | ({"attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True} if kind.build is CoCa else {})
+    vision = VISION | (
+        {"attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True} if kind.build is CoCa else {}
+    )
     config = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": kind.text, **dict(kind.more)}
     if kind.tokenizer != "clip":
         save_tokenizer(folder, config, kind.tokenizer != "words")
@@ -160,8 +162,7 @@ def test_order_batch_and_company_do_not_matter(clip: Clip) -> None:
     assert (shuffled - whole[order]).abs().max() < 1e-6
     for caption, expected in zip(CAPTIONS[:4], whole, strict=False):
         assert (unit(encode_captions(clip, [caption], 1).raw)[0] - expected).abs().max() < 1e-6
-    again = [encode_captions(clip, CAPTIONS, 3, threads).raw for threads in (1, 1, 2)]
-    assert torch.equal(again[0], again[1]) and torch.equal(again[0], again[2])
+    assert torch.equal(encode_captions(clip, CAPTIONS, 3).raw, encode_captions(clip, CAPTIONS, 3).raw)
     assert encode_captions(clip, [], 4).raw.shape == (0, 16)
 
 
@@ -229,13 +230,6 @@ def test_a_tokenizer_that_is_not_there_or_of_another_model_is_one_line(tmp_path:
     (folder / "tokenizer_config.json").unlink()
     with pytest.raises(UserError, match=r"the tokenizer 'local' is not in .*; save it there with save_pretrained$"):
         load_clip_folder(folder)
-    config = json.loads((folder / CONFIG_FILE).read_text())
-    del config["model_cfg"]["text_cfg"]["hf_tokenizer_name"]
-    config["model_cfg"]["text_cfg"]["tokenizer_kwargs"] = {"reduction_mask": "random"}
-    config["model_cfg"]["text_cfg"]["vocab_size"] = 49408
-    (folder / CONFIG_FILE).write_text(json.dumps(config))
-    with pytest.raises(UserError, match="does not fit"):
-        load_clip_folder(folder)
 
 
 def test_a_tower_that_disagrees_warns_and_runs_at_full_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,7 +244,9 @@ def test_a_tower_that_disagrees_warns_and_runs_at_full_length(tmp_path: Path, mo
     with pytest.warns(UserWarning, match=r"differs by .* captions are encoded at full length"):
         clip = load_clip_folder(folder)
     assert not clip.pooling_at_end
-    assert (unit(encode_captions(clip, CAPTIONS, 4).raw) - unit(other(clip.model, clip.tokenize(CAPTIONS)))).abs().max() < 1e-5
+    assert (
+        unit(encode_captions(clip, CAPTIONS, 4).raw) - unit(other(clip.model, clip.tokenize(CAPTIONS)))
+    ).abs().max() < 1e-5
 
 
 def test_packing_lays_each_beginning_once() -> None:
