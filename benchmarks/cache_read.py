@@ -207,12 +207,12 @@ def compare(rows: int, times: int) -> dict[str, Any]:
         cache = write_cache(folder / "cache", [range(i, i + PART) for i in range(0, rows, PART)], 768)
         npy, one, lists = write_peers(cache, folder)
         found = sequential(cache, npy, lists, rows, times) | training(cache, one, rows, times)
-        under = child(["--limited", str(cache.folder), str(max(80 * MIB, int(found_bytes(cache) * 0.4)))])
+        under = child(["--limited", str(cache.folder), str(max(110 * MIB, int(found_bytes(cache) * 0.4)))])
     print(
         f"under a limit: a cache of {under['cache_mib']:.0f} MiB in {under['limit_mib']:.0f} MiB of private memory "
         f"(RLIMIT_DATA; holding it whole {'fails' if under['holding_refused'] else 'fits'}): "
-        f"{under['windows']} windows, "
-        f"anonymous memory {under['rss_anon_before_mib']:.0f} MiB before, at most {under['rss_anon_first_half_mib']:.0f} MiB in the first half, "
+        f"{under['windows']} windows, anonymous memory {under['rss_anon_before_mib']:.0f} MiB before, "
+        f"at most {under['rss_anon_first_half_mib']:.0f} MiB in the first half, "
         f"{under['rss_anon_second_half_mib']:.0f} MiB in the second"
     )
     return {"name": "cache_read", "unit": "rows/s", **found, "n": rows, "limited": under}

@@ -163,14 +163,13 @@ def measure(
     rates: dict[str, list[float]] = {name: [] for name in runs}
     cpu: dict[str, list[float]] = {name: [] for name in runs}
     outputs: dict[str, Any] = {}
-    for repetition in range(repetitions + 1):
+    for _ in range(repetitions):
         for name, run in runs.items():
             before, start = cpu_seconds(), time.perf_counter()
             outputs[name] = run()
             seconds, used = time.perf_counter() - start, cpu_seconds() - before
-            if repetition:  # the first warms up
-                rates[name].append(n / seconds)
-                cpu[name].append(1000 * used / n)
+            rates[name].append(n / seconds)
+            cpu[name].append(1000 * used / n)
     middle = [{name: statistics.median(found) for name, found in each.items()} for each in (rates, cpu)]
     return middle[0], middle[1], outputs
 
@@ -199,15 +198,14 @@ def main() -> None:
         runs: dict[str, Callable[[], Any]] = {
             f"peer, {w} workers": partial(plain_loop, clips["fp32"], path, w) for w in range(3)
         }
-        # Worker processes hold 0.6 GB each; a quick run measures the default of users in bf16 only.
-        workers = {
-            precision: TwoWorkers(folder, precision, halves) for precision in (("bf16",) if quick else ("fp32", "bf16"))
-        }
+        # A quick run leaves out the worker processes, and the slower of the two bare encoders.
+        workers = {} if quick else {precision: TwoWorkers(folder, precision, halves) for precision in clips}
         for precision, clip in clips.items():
+            clip.encode_pixels(pixels[:2])
             runs[f"ours, {precision}"] = partial(ours, clip, path)
             runs[f"bare lanes, {precision}"] = partial(bare_lanes, clip, batches)
-            runs[f"bare threads, {precision}"] = partial(bare_threads, clip, batches)
-            if precision in workers:
+            if not quick:
+                runs[f"bare threads, {precision}"] = partial(bare_threads, clip, batches)
                 runs[f"ours in 2 processes, {precision}"] = workers[precision]
         rates, cpu, outputs = measure(runs, n, repetitions)
         for each in workers.values():
@@ -227,7 +225,9 @@ def report(rates: dict[str, float], cpu: dict[str, float], outputs: dict[str, An
         cost = "" if "processes" in name else f"  {cpu[name]:6.1f} ms of CPU an image"
         print(f"  {name:<28} {rate:7.1f} images/s  {rate / rates[peer_name]:5.2f} x the peer{cost}")
     share = {
-        p: rates[f"ours, {p}"] / max(rates[f"bare lanes, {p}"], rates[f"bare threads, {p}"]) for p in ("fp32", "bf16")
+        p: rates[f"ours, {p}"]
+        / max(rate for name, rate in rates.items() if name.startswith("bare") and name.endswith(p))
+        for p in ("fp32", "bf16")
     }
     print(f"  of the bare encoder's rate: fp32 {share['fp32']:.1%}, bf16 {share['bf16']:.1%}")
     print(f"  fp32: largest difference of unit vectors {difference:.1e}; bf16: largest 1 - cosine {error:.1e}")

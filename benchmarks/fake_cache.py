@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from data.artifacts import Artifact, PartSpec
+from data.artifacts import Artifact, PartSpec, fingerprint
 from data.executors import InProcess
 from data.runner import Stage, run_stage
 from embed.cache import CacheFormat, fixed_binary, write_part
@@ -21,10 +21,13 @@ SPLITS = ("train", "train", "train", "val", "test")  # of image i: number i modu
 TEXT_PHASE = 0.5
 
 
+PERIOD = 100_003  # images whose numbers differ by it have the same vector: planted duplicates
+
+
 def unit_vectors(numbers: NDArray[np.int64], dim: int, phase: float = 0.0) -> NDArray[np.float16]:
     """float16 (n, dim) of unit length: a wave of its own frequency for each column, sampled at the image's number."""
     frequencies = np.random.default_rng(dim).uniform(0.5, 2.5, dim).astype(np.float32)
-    angle = (numbers % 100_003).astype(np.float32)[:, None] * frequencies
+    angle = (numbers % PERIOD).astype(np.float32)[:, None] * frequencies
     angle += np.float32(phase) + np.arange(dim, dtype=np.float32)
     waves = np.sin(angle, out=angle)
     waves /= np.linalg.norm(waves, axis=1, keepdims=True)
@@ -33,7 +36,7 @@ def unit_vectors(numbers: NDArray[np.int64], dim: int, phase: float = 0.0) -> ND
 
 def write_cache(
     folder: Path, images: Sequence[Sequence[int]], dim: int, captions: int = 1, row_group: int = 8192,
-    context_length: int = 77, identity: str = "0" * 64,
+    context_length: int = 77, identity: str = "0" * 64, clip_name: str = "fake/random",
 ) -> Artifact:  # fmt: skip
     """An embeddings artifact in `folder` with a part for each entry of `images`, which lists its images' numbers in ascending order."""
     facts = {
@@ -42,19 +45,23 @@ def write_cache(
         "row_group": row_group,
         "context_length": context_length,
         "identity": identity,
+        "clip_name": clip_name,
     }
     specs = [PartSpec("null", {"images": "none"}, facts)]
     for i, numbers in enumerate(images):
         listed = [numbers.start, numbers.stop] if isinstance(numbers, range) else list(numbers)
         payload = {"images": listed, "range": isinstance(numbers, range)} | facts
-        specs.append(PartSpec(f"{i:05d}", {"images": f"{len(numbers)} from {listed[:1]}"}, payload))
+        specs.append(PartSpec(f"{i:05d}", {"images": fingerprint(listed)}, payload))
     return run_stage(Stage("embeddings", 1, folder, facts, specs, write_fake_part), InProcess())
 
 
 def write_fake_part(spec: PartSpec, attempt: Path) -> dict[str, int]:
     facts = spec.payload
     form = CacheFormat(
-        facts["dim"], facts["context_length"], 49408, {"clip_identity": facts["identity"], "clip_name": "fake/random"}
+        facts["dim"],
+        facts["context_length"],
+        49408,
+        {"clip_identity": facts["identity"], "clip_name": facts["clip_name"]},
     )
     if spec.name == "null":
         pq.write_table(_null(form), attempt / "null.parquet")

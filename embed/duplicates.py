@@ -90,12 +90,13 @@ def build_semantic(run: Run, executor: Executor, settings: SemanticSettings) -> 
 def _is_fresh(stage: Stage) -> bool:
     """Whether the artifact stands as the stage would make it: then the images need no comparing."""
     artifact, plan = Artifact(stage.folder), stage.plan
-    standing = {part.name: artifact.standing(part.name) for part in plan.parts}
-    return artifact.is_complete() and all(
-        receipt is not None and receipt.fingerprint == plan.fingerprint_of(part)
-        for part in plan.parts
-        for receipt in [standing[part.name]]
-    )
+
+    def stands(part: PartSpec) -> bool:
+        receipt = artifact.standing(part.name)
+        made = receipt is not None and receipt.fingerprint == plan.fingerprint_of(part)
+        return made and (stage.folder / f"{part.name}.parquet").is_file()
+
+    return artifact.is_complete() and all(stands(part) for part in plan.parts)
 
 
 def compare_images(reader: EmbeddingReader, settings: SemanticSettings, seed: int, work: Path) -> None:
