@@ -28,10 +28,6 @@ class Cost:
     start_up: float = 0.0
     memory: int = 0
 
-    def __add__(self, other: "Cost") -> "Cost":
-        start_up, memory = max(self.start_up, other.start_up), max(self.memory, other.memory)
-        return Cost(self.cpu + other.cpu, self.wall + other.wall, start_up, memory)
-
 
 @dataclass
 class _Processes:

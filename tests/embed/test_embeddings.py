@@ -18,6 +18,8 @@ from data.artifacts import Artifact, file_facts, publish_json, read_json
 from data.dataset import build_dataset
 from data.errors import UserError
 from data.executors import InProcess
+from data.filters.basic import build_basic_scores
+from data.filters.duplicates import build_duplicates
 from data.run import Run
 from data.shards import ShardReader
 from data.views import build_base_view, build_train_view
@@ -38,6 +40,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     save_tiny_clip(folder / "tiny-clip")
     run = Run.open(make_config(folder, views=VIEWS))
     build_dataset(run, InProcess())
+    build_basic_scores(run, InProcess())
+    build_duplicates(run)
     build_base_view(run)
     build_embeddings(run, InProcess())
     build_similarity(run)

@@ -42,12 +42,16 @@ def _one_thread() -> Iterator[None]:
 def embedded_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Dataset, views, CLIP and cache of thirty scenes."""
     from data.dataset import build_dataset
+    from data.filters.basic import build_basic_scores
+    from data.filters.duplicates import build_duplicates
     from data.views import build_base_view, build_train_view
     from embed.encoder import build_embeddings
     from training.clip import train_clip
 
     run = Run.open(make_config(tmp_path_factory.mktemp("run"), **SECTIONS))
     build_dataset(run, InProcess())
+    build_basic_scores(run, InProcess())
+    build_duplicates(run)
     build_base_view(run)
     train_clip(run)
     build_embeddings(run, InProcess())
