@@ -18,7 +18,7 @@ EVERY = 0.05  # seconds between two looks at the processes
 @dataclass
 class Cost:
     """Of a process that downloads counts what it does once its download threads run; of the others (scheduler, logger) what they do
-    once any download runs; all until the output is complete. What came before is `start_up`.
+    once all processes download; both until the output is complete. What came before is `start_up`.
 
     `memory` is the largest sum of resident sizes seen, in bytes (shared pages count each time), start-up included.
     """
@@ -28,15 +28,21 @@ class Cost:
     start_up: float = 0.0
     memory: int = 0
 
+    def __add__(self, other: "Cost") -> "Cost":
+        start_up, memory = max(self.start_up, other.start_up), max(self.memory, other.memory)
+        return Cost(self.cpu + other.cpu, self.wall + other.wall, start_up, memory)
+
 
 @dataclass
 class _Processes:
     """CPU seconds of a tree's processes, by process id: now, and when they began to work."""
 
+    processes: int
     threads: int
     now: dict[int, float] = field(default_factory=dict)
     begun: dict[int, float] = field(default_factory=dict)
     downloading: set[int] = field(default_factory=set)
+    others: set[int] = field(default_factory=set)
     memory: int = 0
 
     def look(self, root: psutil.Process) -> None:
@@ -46,27 +52,29 @@ class _Processes:
                 times = process.cpu_times()
                 pid, self.now[process.pid] = process.pid, times.user + times.system
                 memory += process.memory_info().rss
-                if pid not in self.downloading and process.num_threads() >= self.threads:
-                    self.downloading.add(pid)
+                if pid not in self.downloading | self.others:
                     self.begun[pid] = self.now[pid]
+                    if process.num_threads() >= self.threads:
+                        self.downloading.add(pid)
         self.memory = max(self.memory, memory)
-        if self.downloading:
-            for pid, cpu in self.now.items():
-                self.begun.setdefault(pid, cpu)
+        if not self.others and len(self.downloading) >= self.processes:
+            # Whoever comes later replaces a process that downloaded, and starts up until it downloads itself.
+            self.others = self.now.keys() - self.downloading
 
 
-def cost_of(command: Sequence[str], log: Path, threads: int, finished: Callable[[], bool]) -> Cost:
-    """Run to the end, output into `log`. A process with `threads` threads downloads; `finished` says whether the output is complete."""
+def cost_of(command: Sequence[str], log: Path, processes: int, threads: int, finished: Callable[[], bool]) -> Cost:
+    """Run to the end, output into `log`. A process with so many threads downloads, and as many processes do; `finished` says whether the
+    output is complete."""
     cost, start = Cost(), 0.0
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, env=os.environ | {"OMP_NUM_THREADS": "1"})
-        processes, root = _Processes(threads), psutil.Process(process.pid)
+        tree, root = _Processes(processes, threads), psutil.Process(process.pid)
         while process.poll() is None:
             if not cost.wall:
                 done = finished()
                 with suppress(psutil.NoSuchProcess):
-                    processes.look(root)
-                start = start or (time.perf_counter() if processes.downloading else 0.0)
+                    tree.look(root)
+                start = start or (time.perf_counter() if tree.downloading else 0.0)
                 if done:
                     cost.wall = time.perf_counter() - start
             time.sleep(EVERY)
@@ -74,8 +82,8 @@ def cost_of(command: Sequence[str], log: Path, threads: int, finished: Callable[
         raise SystemExit(
             f"{' '.join(command)} ended with {process.returncode}:\n{log.read_text(errors='replace')[-3000:]}"
         )
-    cost.start_up = sum(processes.begun.values())
-    cost.cpu, cost.memory = sum(processes.now.values()) - cost.start_up, processes.memory
+    cost.start_up = sum(tree.begun.values())
+    cost.cpu, cost.memory = sum(tree.now.values()) - cost.start_up, tree.memory
     return cost
 
 

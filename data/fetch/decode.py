@@ -8,6 +8,7 @@ compressed text and profiles by Pillow; the body's bytes by the fetch. An icon's
 which Pillow opens up to twice `Image.MAX_IMAGE_PIXELS`.
 """
 
+import errno
 import io
 import warnings
 from contextlib import nullcontext
@@ -80,6 +81,8 @@ def decode(content: bytes, settings: ImageSettings) -> Decoded:
     except UnsupportedMode as error:
         raise Undecodable(Reason.UNSUPPORTED_MODE, str(error), size) from None
     except Exception as error:  # whatever a damaged file provokes: SyntaxError, struct.error, cv2.error, OSError ...
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            raise  # our own trouble, which says nothing about the file
         raise Undecodable(Reason.DECODE_ERROR, f"{type(error).__name__}: {error}"[:300], size) from None
 
 

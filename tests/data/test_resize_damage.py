@@ -19,7 +19,7 @@ PHOTOS = Path(__file__).parents[2].parent / "shared" / "data" / "photos" / "imag
 END = b"\xff\xd9"
 
 
-def smooth(width: int = 90, height: int = 70) -> Image.Image:
+def smooth(width: int = 60, height: int = 45) -> Image.Image:
     """A picture with structure at every scale, so that no block equals its neighbour."""
     return noise(width // 5, height // 5).resize((width, height), Image.Resampling.BICUBIC)
 
