@@ -220,9 +220,8 @@ def test_the_breaker_stops_inside_a_shard_and_over_shards(web: Web, tmp_path: Pa
 def test_a_retry_that_fails_again_is_finished(web: Web, tmp_path: Path) -> None:
     """Dead hosts stay dead: a breaker would stop every attempt to finish the retry."""
     web.broken = dict.fromkeys(range(12), 500)
-    run = Run.open(
-        config(tmp_path, web, rows=30, samples_per_shard=20, fetch={"breaker_window": 12, "breaker_min_success": 0.08})
-    )
+    fetch = {"breaker_window": 12, "breaker_min_success": 0.08, "threads": 1}  # in order: the first twelve fail
+    run = Run.open(config(tmp_path, web, rows=30, samples_per_shard=20, fetch=fetch))
     with pytest.raises(SuccessCollapsed):
         build_dataset(run, InProcess())
     web.broken = dict.fromkeys(range(11), 500)

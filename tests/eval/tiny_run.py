@@ -21,7 +21,7 @@ SIDE = 16
 N = 360
 HOSTILE = "<script>alert('x')</script> & a \"red\" square on a white background"
 FUNNEL = {
-    "planned_samples": N, "planned_pairs": 2 * N, "stored_samples": N, "stored_pairs": 2 * N, "kept_samples": N, "kept_pairs": 2 * N,
+    "planned_samples": N, "planned_pairs": 2 * N, "stored_samples": N, "stored_pairs": 2 * N,
 }  # fmt: skip
 
 
