@@ -20,9 +20,8 @@ from eval.image_sets import write_png
 SIDE = 16
 N = 360
 HOSTILE = "<script>alert('x')</script> & a \"red\" square on a white background"
-FUNNEL = {
-    "planned_samples": N, "planned_pairs": 2 * N, "stored_samples": N, "stored_pairs": 2 * N,
-}  # fmt: skip
+STORED = {"planned_samples": N, "planned_pairs": 2 * N, "stored_samples": N, "stored_pairs": 2 * N}
+KEPT = {"samples": N, "pairs": 2 * N, "kept_samples": N, "kept_pairs": 2 * N}
 
 
 def split_of(i: int) -> str:
@@ -42,14 +41,14 @@ def write_dataset(spec: PartSpec, attempt: Path) -> dict[str, int]:
     (attempt / "ledger").mkdir()
     ledger = pa.table({"key": [f"{i:06d}" for i in range(N)], "reason": pa.nulls(N, pa.string())})
     pq.write_table(ledger, attempt / "ledger" / "00000.parquet")
-    return FUNNEL
+    return STORED
 
 
 def write_view(spec: PartSpec, attempt: Path) -> dict[str, int]:
     pairs = [(f"{i:06d}", c) for i in range(N) for c in range(2)]
     columns = {"key": [k for k, _ in pairs], "caption_index": pa.array([c for _, c in pairs], pa.int32())}
     pq.write_table(pa.table(columns | {"keep": [True] * len(pairs)}), attempt / "00000.parquet")
-    return FUNNEL
+    return KEPT
 
 
 class FakeClip:
