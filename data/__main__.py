@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def build(config: Config, _: argparse.Namespace) -> None:
     from data.dataset import build_dataset, require_stored
     from data.executors import open_executor
-    from data.reshard import describe, is_resharded
+    from data.upkeep.reshard import describe, is_resharded
 
     run = Run.open(config)
     if is_resharded(run.dataset):
@@ -39,7 +39,7 @@ def _print_stored(artifact: "Artifact") -> None:
 
 def retry_failed(config: Config, arguments: argparse.Namespace) -> None:
     from data.executors import open_executor
-    from data.retry import reasons_to_retry, retry
+    from data.upkeep.retry import reasons_to_retry, retry
 
     run = Run.open(config)
     reasons = reasons_to_retry(arguments.reason)
@@ -101,7 +101,7 @@ def verify(config: Config, arguments: argparse.Namespace) -> None:
 
 
 def status(config: Config, arguments: argparse.Namespace) -> None:
-    from data.status import next_command, run_notes, run_status
+    from data.reports.status import next_command, run_notes, run_status
 
     run = Run(config)
     statuses = run_status(run, frozenset() if config_trains_clip(config) else frozenset({"clip"}))
@@ -122,7 +122,7 @@ def funnel(config: Config, arguments: argparse.Namespace) -> None:
     import io
 
     from data.artifacts import publish_bytes
-    from data.funnel import draw_funnel, funnel_rows, funnel_text, shards_text
+    from data.reports.funnel import draw_funnel, funnel_rows, funnel_text, shards_text
 
     run = Run(config)
     rows = funnel_rows(run)
@@ -137,7 +137,7 @@ def funnel(config: Config, arguments: argparse.Namespace) -> None:
 
 
 def show(config: Config, arguments: argparse.Namespace) -> None:
-    from data import show as looking
+    from data.reports import show as looking
 
     run = Run(config)
     run.dataset.require("make dataset")
@@ -157,8 +157,8 @@ def show(config: Config, arguments: argparse.Namespace) -> None:
 
 
 def remove(config: Config, arguments: argparse.Namespace) -> None:
-    from data.removal import read_entries, resolve
-    from data.removing import remove as apply
+    from data.upkeep.removal import read_entries, resolve
+    from data.upkeep.remove import remove as apply
 
     run = Run.open(config)
     found = resolve(run, read_entries(Path(arguments.list)), config[DatasetSettings].exclude.phash_distance)
@@ -168,7 +168,7 @@ def remove(config: Config, arguments: argparse.Namespace) -> None:
 
 def reshard(config: Config, arguments: argparse.Namespace) -> None:
     from data.executors import open_executor
-    from data.reshard import reshard as write
+    from data.upkeep.reshard import reshard as write
 
     run = Run.open(config)
     with open_executor(config[ClusterSettings], run.scratch) as executor:

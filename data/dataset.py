@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from data.artifacts import Artifact, PartSpec, Receipt
-from data.card import write_card
 from data.download import make_shard
 from data.errors import UserError
 from data.executors import Executor
@@ -16,12 +15,13 @@ from data.fetch.reasons import Reason
 from data.fetch.settings import HOW_TO_ASK, FetchSettings
 from data.ledger import dropped_counts, read_ledger
 from data.plan import PLAN_FILE, SOURCE_FILE, FrozenPlan, freeze_plan
-from data.reshard import is_resharded
-from data.retry import RETRIES_FILE, frozen_retries
+from data.reports.card import write_card
 from data.run import Run
 from data.runner import Stage, run_stage
 from data.settings import DatasetSettings
 from data.sources.source import open_source
+from data.upkeep.reshard import is_resharded
+from data.upkeep.retry import RETRIES_FILE, frozen_retries
 
 STAGE_VERSION = 2
 # Decided before anything is asked for: they say nothing about how downloads go.

@@ -21,9 +21,9 @@ from data.filters.duplicates import require_fresh_duplicates
 from data.filters.recipes import deviations
 from data.filters.rules import REMOVED, base_rules, configured_rules, first_reasons, top_threshold
 from data.filters.settings import BaseViewSettings, ScoreRule, TrainViewSettings, ViewsSettings
-from data.removal import removed_keys
 from data.run import Run
 from data.runner import Stage, run_stage
+from data.upkeep.removal import removed_keys
 
 STAGE_VERSION = 2
 VIEW_SCHEMA = pa.schema(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from data.artifacts import Artifact, publish_bytes, publish_json, read_json
 from data.config import Config
 from data.errors import UserError
-from data.funnel import draw_funnel, funnel_rows
+from data.reports.funnel import draw_funnel, funnel_rows
 from data.run import Run
 from data.runner import provenance
 from data.samples import find_samples, read_samples

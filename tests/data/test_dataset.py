@@ -18,9 +18,9 @@ from data.errors import DiskFull, UserError
 from data.executors import InProcess
 from data.filters.basic import build_basic_scores
 from data.filters.duplicates import build_duplicates
-from data.funnel import draw_funnel, funnel_rows, funnel_text
 from data.ledger import read_ledger
 from data.plan import plan_table, read_plan
+from data.reports.funnel import draw_funnel, funnel_rows, funnel_text
 from data.run import Run
 from data.shards import ShardReader, read_shard
 from data.sources.candidates import Candidate
@@ -266,7 +266,7 @@ def test_keys_do_not_depend_on_shard_size(run: Run) -> None:
 
 
 def test_status_says_what_comes_next(run: Run) -> None:
-    from data.status import next_command, run_status
+    from data.reports.status import next_command, run_status
 
     statuses = {s.name: s.state for s in run_status(run)}
     assert (statuses["dataset"], statuses["views/base"], statuses["embeddings"]) == ("complete", "complete", "missing")

@@ -16,12 +16,12 @@ from data.errors import UserError
 from data.executors import InProcess
 from data.fetch.breaker import SuccessCollapsed
 from data.fetch.reasons import Reason
-from data.funnel import funnel_rows, shards_text
 from data.ledger import check_counts, read_ledger
 from data.plan import read_plan
-from data.retry import frozen_retries, reasons_to_retry, retry
+from data.reports.funnel import funnel_rows, shards_text
 from data.run import Run
 from data.shards import ShardReader
+from data.upkeep.retry import frozen_retries, reasons_to_retry, retry
 from tests.conftest import exit_code_with_fault, make_config, tree_bytes
 from tests.data.fake_web import Web, picture
 
@@ -146,7 +146,7 @@ def test_views_scores_and_embeddings_append(web: Web, tmp_path: Path) -> None:
     before = all_stages()
     web.broken = {}
     again(run)
-    from data.status import run_status
+    from data.reports.status import run_status
 
     states = {s.name: s.state for s in run_status(run)}
     assert (states["dataset"], states["views/base"], states["embeddings"]) == ("complete", "stale", "stale")

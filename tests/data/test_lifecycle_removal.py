@@ -12,7 +12,6 @@ from PIL import Image
 
 from data.__main__ import COMMANDS
 from data.artifacts import Artifact, PartSpec
-from data.card import escape
 from data.cli import front_door
 from data.dataset import build_dataset
 from data.errors import UserError
@@ -21,14 +20,15 @@ from data.filters.basic import build_basic_scores
 from data.filters.duplicates import build_duplicates
 from data.ledger import read_ledger
 from data.plan import read_plan
-from data.removal import Entry, parse_entry, read_entries, removed_keys, resolve
-from data.removing import remove
-from data.reshard import is_resharded, reshard
+from data.reports.card import escape
+from data.reports.show import caption_lines, choose_keys, contact_sheet, read_shown, shown_text
+from data.reports.text import printable
 from data.run import Run
 from data.runner import Stage, run_stage
 from data.shards import ShardReader, read_shard
-from data.show import caption_lines, choose_keys, contact_sheet, read_shown, shown_text
-from data.text import printable
+from data.upkeep.removal import Entry, parse_entry, read_entries, removed_keys, resolve
+from data.upkeep.remove import remove
+from data.upkeep.reshard import is_resharded, reshard
 from data.views import build_base_view, build_train_view, kept_pairs
 from tests.conftest import exit_code_with_fault, make_config, tree_bytes
 
@@ -186,7 +186,7 @@ def test_what_no_view_kept_was_not_seen_by_models(run: Run) -> None:
 
 
 def test_a_removed_sample_is_not_retried(run: Run, tmp_path: Path) -> None:
-    from data.retry import reasons_to_retry, retry
+    from data.upkeep.retry import reasons_to_retry, retry
 
     photos = tmp_path / "photos"
     (photos / "5.png").rename(photos / "5.gone")
@@ -277,7 +277,7 @@ def test_a_reshard_refuses_what_would_mix(run: Run, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="was resharded from another view"):
         reshard(run, "train", "clean", InProcess())
     (run.folder / "removed.parquet").unlink(missing_ok=True)
-    from data.removal import record
+    from data.upkeep.removal import record
 
     record(run, {Entry("key", "000000001"): ["000000001"]})
     with pytest.raises(UserError, match=r"the view base is stale .*removed since"):

@@ -14,10 +14,10 @@ from data.errors import StageFailed, UserError
 from data.executors import InProcess
 from data.filters.basic import build_basic_scores
 from data.filters.duplicates import build_duplicates
-from data.funnel import funnel_rows
+from data.reports.funnel import funnel_rows
+from data.reports.status import run_status
 from data.run import Run
 from data.runner import Stage, run_stage
-from data.status import run_status
 from data.views import build_base_view, build_train_view
 from tests.conftest import make_config
 

@@ -13,8 +13,8 @@ from data.errors import UserError
 from data.executors import InProcess
 from data.filters.basic import build_basic_scores
 from data.filters.duplicates import build_duplicates
-from data.removal import removed_path
 from data.run import Run
+from data.upkeep.removal import removed_path
 from data.views import build_base_view, build_train_view, kept_pairs, view_counts
 from tests.conftest import exit_code_with_fault, make_config, tree_bytes
 from tests.data.made_dataset import Stored, encoded, make_dataset, make_scores, photo

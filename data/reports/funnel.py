@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 from data.artifacts import Artifact
 from data.ledger import check_counts, dropped_counts
+from data.reports.status import stale
 from data.run import Run
-from data.status import stale
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -16,11 +16,11 @@ from data.artifacts import Artifact, publish_bytes
 from data.errors import UserError
 from data.fetch.reasons import MEANING, Reason
 from data.filters.rules import MEANING as OF_VIEWS
-from data.funnel import dropped_by
 from data.ledger import read_ledger
+from data.reports.funnel import dropped_by
+from data.reports.text import printable
 from data.run import Run
 from data.shards import ShardReader
-from data.text import printable
 
 SIDE, WIDTH, GAP, COLUMNS = 200, 300, 12, 4  # pixels: height of an image, width of a cell, space between; cells a row
 LINE, LINES = 15, 10  # pixels of a line of text; lines of captions at most

@@ -1,9 +1,9 @@
 """What a removal sets off: it is recorded, the views are made again, and everything that saw the samples is named."""
 
-from data.exposure import kept_now, who_saw
-from data.removal import Entry, record, removed_keys, removed_path
 from data.run import Run
 from data.shards import ShardReader
+from data.upkeep.exposure import kept_now, who_saw
+from data.upkeep.removal import Entry, record, removed_keys, removed_path
 from data.views import build_base_view, build_train_view
 
 

@@ -125,7 +125,7 @@ def retry(run: Run, reasons: frozenset[Reason], executor: Executor) -> str:
     A retry that was killed is finished before another may begin: that is how the same command, repeated, ends in the same bytes.
     """
     from data.dataset import build_dataset
-    from data.removal import removed_keys
+    from data.upkeep.removal import removed_keys
 
     dataset = run.dataset
     if dataset.plan_json() is None:

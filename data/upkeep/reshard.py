@@ -22,13 +22,13 @@ from data.errors import UserError
 from data.executors import Executor
 from data.ledger import LEDGER_SCHEMA, read_ledger
 from data.plan import PLAN_FILE, SOURCE_FILE, FrozenPlan, freeze_plan, plan_digest, read_plan
-from data.removal import removed_keys
 from data.run import Run
 from data.runner import Stage, run_stage
 from data.settings import DatasetSettings
 from data.shards import ShardReader, ShardWriter
 from data.sources.candidates import Candidate
 from data.sources.settings import ExcludeSettings
+from data.upkeep.removal import removed_keys
 
 STAGE_VERSION = 1
 MARK = "reshard.json"  # written before anything else in the new dataset's folder: it must never be taken for a download
@@ -53,7 +53,7 @@ def reshard(run: Run, view: str, name: str, executor: Executor) -> Run:
 
     Killed half-way, the same call goes on. Raises UserError when the view is missing or stale, or `name` is taken.
     """
-    from data.status import stale
+    from data.reports.status import stale
 
     artifact = run.view(view).require(f"python -m data view --name {view}")
     if why := stale(run, f"views/{view}", artifact):
@@ -206,7 +206,7 @@ def _ledger(source: Artifact, parts: list[str], rows: list[dict[str, Any]]) -> p
 
 
 def finish(folder: Path, receipts: list[Receipt]) -> list[str]:
-    from data.card import write_card
+    from data.reports.card import write_card
 
     write_card(folder, receipts)
     return [PLAN_FILE, SOURCE_FILE, MARK]

@@ -49,9 +49,9 @@ def run_notes(run: Run) -> list[str]:
     """What stands beside the stages: removed samples, retries that wait, where a resharded dataset came from."""
     from data.fetch.reasons import TRANSIENT
     from data.ledger import dropped_counts
-    from data.removal import removed_keys
-    from data.reshard import describe, is_resharded
-    from data.retry import frozen_retries, waiting_retries
+    from data.upkeep.removal import removed_keys
+    from data.upkeep.reshard import describe, is_resharded
+    from data.upkeep.retry import frozen_retries, waiting_retries
 
     notes = []
     if is_resharded(run.dataset):
@@ -139,7 +139,7 @@ def _old_duplicates(run: Run) -> str:
 
 
 def _keeps_removed(run: Run, view: Artifact) -> bool:
-    from data.removal import removed_keys, removed_path
+    from data.upkeep.removal import removed_keys, removed_path
 
     if not removed_path(run).exists():
         return False

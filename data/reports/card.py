@@ -14,7 +14,7 @@ from data.artifacts import Receipt, publish_bytes, sum_counts
 from data.fetch.reasons import MEANING, Reason
 from data.ledger import dropped_counts, ledger_path
 from data.plan import SOURCE_FILE, FrozenPlan, read_frozen
-from data.text import printable
+from data.reports.text import printable
 
 CARD_FILE = "README.md"
 MOST = 30  # rows of a table

@@ -1,0 +1,1 @@
+"""What a dataset looks like, for people: funnel, card, contact sheets, status."""
