@@ -7,6 +7,7 @@ grey images are stored as RGB; PNG's `quality` is not a compression level; beyon
 cuts the middle out before it resizes.
 """
 
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -53,8 +54,8 @@ def scale(pixels: np.ndarray, settings: ImageSettings) -> np.ndarray:
     """uint8 (height, width, 3) to the configured mode's size; the channels' order does not matter but for `border`: BGR."""
     size = settings.size
     if settings.mode == "center_crop":
-        pixels = _resized(_middle(pixels, MAX_ASPECT * min(pixels.shape[:2])), size / min(pixels.shape[:2]))
-        return _middle(pixels, size)
+        pixels = _middle(pixels, MAX_ASPECT * min(pixels.shape[:2]))
+        return _middle_resized(pixels, size)
     if settings.mode == "border":
         return _bordered(_resized(pixels, size / max(pixels.shape[:2])), size, settings.background)
     if settings.mode == "no":
@@ -69,6 +70,27 @@ def _resized(pixels: np.ndarray, factor: float) -> np.ndarray:
     if target == (width, height):
         return pixels
     return cv2.resize(pixels, target, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_LANCZOS4)
+
+
+def _middle_resized(pixels: np.ndarray, size: int) -> np.ndarray:
+    """The shorter side to `size`, then the middle `size` x `size`.
+
+    Averaging costs as much as its output has pixels, so what the crop would cut away at the right and below is not computed: OpenCV
+    gives the other pixels alike when it is told the factors. (Left and above it cannot be spared: source pixels would shift.)
+    """
+    height, width = pixels.shape[:2]
+    factor = size / min(height, width)
+    if factor >= 1:
+        return _middle(_resized(pixels, factor), size)
+    ends, factors, starts = [], [], []
+    for side in (height, width):
+        target = round(side * factor)
+        start = (target - size) // 2
+        factors.append(target / side)
+        starts.append(start)
+        ends.append(min(side, math.ceil((start + size + 1) / factors[-1])))
+    part = cv2.resize(pixels[: ends[0], : ends[1]], None, fx=factors[1], fy=factors[0], interpolation=cv2.INTER_AREA)
+    return part[starts[0] : starts[0] + size, starts[1] : starts[1] + size]
 
 
 def _middle(pixels: np.ndarray, longest: int) -> np.ndarray:

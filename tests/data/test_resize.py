@@ -6,12 +6,13 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
 from data.fetch.reasons import Reason
-from data.fetch.resize import resize_image
+from data.fetch.resize import resize_image, scale
 from data.fetch.settings import ImageSettings
 from tests.data.made_images import encode, noise, pixels
 
@@ -68,6 +69,19 @@ def test_center_crop_takes_the_middle() -> None:
     image[:, 32:64] = (255, 0, 0)
     found = resize_image(encode(Image.fromarray(image)), ImageSettings(size=32, format="png"))
     assert (pixels(found.content) == (255, 0, 0)).all()
+
+
+def test_center_crop_gives_the_pixels_of_the_whole_image_resized() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(150):
+        height, width, size = *rng.integers(20, 400, 2), int(rng.integers(1, 200))
+        image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        factor = size / min(height, width)
+        target = round(width * factor), round(height * factor)
+        whole = cv2.resize(image, target, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_LANCZOS4)
+        y, x = (target[1] - size) // 2, (target[0] - size) // 2
+        found = scale(image, ImageSettings(size=size))
+        assert np.array_equal(found, whole[y : y + size, x : x + size]), (height, width, size)
 
 
 def test_nothing_to_resize_leaves_the_pixels() -> None:
