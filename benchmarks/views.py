@@ -32,7 +32,7 @@ from data.filters.captions import caption_hash
 from data.filters.duplicates import build_duplicates
 from data.filters.phash import near_pairs
 from data.filters.settings import BaseViewSettings, ViewsSettings
-from data.ledger import LEDGER_SCHEMA, ledger_path, read_ledger
+from data.ledger import LEDGER_SCHEMA, ledger_path
 from data.plan import PLAN_SCHEMA, PlanWriter, plan_digest, read_plan
 from data.run import Run
 from data.runner import Stage, run_stage
@@ -239,36 +239,43 @@ def compare(run: Run, peer: Path) -> tuple[int, int]:
 
 def peer_view(run: Run, folder: Path) -> None:
     settings, dataset = run.config[ViewsSettings].base, run.dataset
-    copies = peer_duplicates(read_ledger(dataset, columns=["key", "split", "reason", "stored_sha256"]).to_pylist())
     folder.mkdir()
+    views: dict[str, list[dict[str, Any]]] = {}
+    best: dict[str, tuple[int, str]] = {}
+    samples: dict[str, str] = {}
+    leaking: set[str] = set()
+    for receipt in dataset.receipts():
+        for sample in pq.read_table(ledger_path(dataset.folder, receipt.name)).to_pylist():
+            if sample["reason"] is None and sample["split"] != "train":
+                leaking.add(sample["stored_sha256"])
     for receipt in dataset.receipts():
         captions = {
             row["key"]: row["captions"]
             for row in read_plan(dataset.folder, int(receipt.name), ["key", "captions"]).to_pylist()
         }
-        rows = []
+        views[receipt.name] = []
         for sample in pq.read_table(ledger_path(dataset.folder, receipt.name)).to_pylist():
             if sample["reason"] is None:
-                rows += peer_sample(sample, captions[sample["key"]], copies, settings)
-        pq.write_table(pa.Table.from_pylist(rows, VIEW_SCHEMA), folder / f"{receipt.name}.parquet", compression="zstd")
-
-
-def peer_duplicates(rows: list[dict[str, Any]]) -> dict[str, str]:
-    rank_of, best = {"test": 0, "val": 1, "train": 2}, {}
-    rows = [row for row in rows if row["reason"] is None]
-    for row in rows:
-        rank = (rank_of[row["split"]], row["key"])
-        best[row["stored_sha256"]] = min(best.get(row["stored_sha256"], rank), rank)
-    return {row["key"]: best[row["stored_sha256"]][1] for row in rows if best[row["stored_sha256"]][1] != row["key"]}
+                found = peer_sample(sample, captions[sample["key"]], leaking, settings)
+                views[receipt.name] += found
+                if any(row["keep"] for row in found):
+                    digest, rank = sample["stored_sha256"], ("test", "val", "train").index(sample["split"])
+                    samples[sample["key"]] = digest
+                    best[digest] = min(best.get(digest, (rank, sample["key"])), (rank, sample["key"]))
+    for name, rows in views.items():
+        for row in rows:
+            if row["keep"] and best[samples[row["key"]]][1] != row["key"]:
+                row["keep"], row["reason"] = False, "duplicate_image"
+        pq.write_table(pa.Table.from_pylist(rows, VIEW_SCHEMA), folder / f"{name}.parquet", compression="zstd")
 
 
 def peer_sample(
-    sample: dict[str, Any], captions: list[str], copies: dict[str, str], settings: BaseViewSettings
+    sample: dict[str, Any], captions: list[str], leaking: set[str], settings: BaseViewSettings
 ) -> list[dict[str, Any]]:
     low, high = sorted((sample["original_width"], sample["original_height"]))
     of_image = None
-    if sample["key"] in copies:
-        of_image = "duplicate_image"
+    if sample["split"] == "train" and sample["stored_sha256"] in leaking:
+        of_image = "copy_of_evaluation_image"
     elif low < settings.min_side:
         of_image = "image_too_small"
     elif high > settings.max_aspect * low:

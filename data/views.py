@@ -1,12 +1,16 @@
 """Views: decisions about pairs. A view compares columns, touches no image, and says why a pair is left out.
 
 A part holds `(key, caption_index, keep, reason)` for every pair of the shard's stored samples, in order. What was removed goes
-first; then the view's rules in their order (`data.filters.rules`), of which the first that fails names the reason. A view that
+first; then the view's rules in their order (`data.filters.rules`), of which the first that fails names the reason; then, among what
+is left of all parts, copies (`data.filters.copies`). A view that
 narrows another repeats its reasons: what it dropped itself is the difference of the counts (`parent` in its settings).
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,15 +21,16 @@ from data.artifacts import Artifact, PartSpec, Receipt, fingerprint
 from data.errors import UserError
 from data.executors import InProcess
 from data.filters.basic import require_fresh_basic
+from data.filters.copies import copies_to_drop
 from data.filters.duplicates import require_fresh_duplicates
 from data.filters.recipes import deviations
 from data.filters.rules import REMOVED, base_rules, configured_rules, first_reasons, top_threshold
 from data.filters.settings import BaseViewSettings, ScoreRule, TrainViewSettings, ViewsSettings
 from data.run import Run
-from data.runner import Stage, run_stage
+from data.runner import Stage, _locked, run_stage
 from data.upkeep.removal import removed_keys
 
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 VIEW_SCHEMA = pa.schema(
     [("key", pa.string()), ("caption_index", pa.int32()), ("keep", pa.bool_()), ("reason", pa.string())]
 )
@@ -58,14 +63,14 @@ def _build(
     settings: BaseViewSettings | TrainViewSettings, rules: list[ScoreRule],
 ) -> Artifact:  # fmt: skip
     """A part for every part of `rows`, whose pairs are decided on. A part depends on the scores its rules read, on thresholds that
-    are taken over all parts, and on what was removed of its own keys."""
+    are taken over all parts, on what was removed of its own keys, and on which of its images give way to copies."""
     scores = {rule.scores: _scores(run, rule.scores) for rule in rules}
     for rule in rules:
         _require_column(scores[rule.scores], rule)
     rules = [_resolve(rule, scores[rule.scores]) for rule in rules]
     removed = removed_keys(run)
     dumped = [rule.model_dump(mode="json", exclude_none=True) for rule in rules]
-    parts = []
+    parts: list[PartSpec] = []
     for receipt in rows.receipts():
         gone = _among(rows, receipt, removed)
         own = {**inputs[receipt.name], "removed": fingerprint(gone), "rules": fingerprint(dumped)}
@@ -75,16 +80,72 @@ def _build(
         folders = {other: str(artifact.folder) for other, artifact in scores.items()}
         payload = {"rows": str(rows.folder), "scores": folders, "rules": dumped, "removed": gone}
         parts.append(PartSpec(receipt.name, own, payload))
+    parts = _with_copies(parts, [rule for rule in rules if rule.unique])
     shaping = settings.model_dump(mode="json") | {
         "parent": parent, "deviations": deviations(settings.recipe, run.config.to_dict()),
     }  # fmt: skip
+    _discard_other_thresholds(run.view(name), shaping)
     stage = Stage(f"view-{name}", STAGE_VERSION, run.view(name).folder, shaping, parts, view_part)
     return run_stage(stage, InProcess(), run.logs)
 
 
+def _discard_other_thresholds(view: Artifact, shaping: Mapping[str, Any]) -> None:
+    """Thresholds move in seconds: parts that were made with others go, the manifest first, so that a kill leaves a view that is
+    visibly incomplete. What was made from the view stays, and is stale."""
+    made = view.plan_json()
+    if made is None or made["settings"] == shaping:
+        return
+    with _locked(view.folder):
+        view.manifest_path.unlink(missing_ok=True)
+        for path in sorted((view.folder / "parts").glob("*.json")):
+            for relative in Receipt.read(path).files:
+                (view.folder / relative).unlink(missing_ok=True)
+            path.unlink()
+
+
 def view_part(spec: PartSpec, attempt: Path) -> dict[str, int]:
     """Part function: judge the pairs of one shard."""
-    rules = [ScoreRule(**rule) for rule in spec.payload["rules"]]
+    pairs, reasons = _judged(spec)
+    if copies := spec.payload["copies"]:
+        where = pc.index_in(pairs["key"], pa.array(list(copies), pa.string()))
+        reasons = pc.coalesce(reasons, pa.array(copies.values(), pa.string()).take(where.combine_chunks()))
+    columns = [pairs["key"], pairs["caption_index"], pc.is_null(reasons), reasons]
+    view = pa.table(columns, schema=VIEW_SCHEMA)
+    pq.write_table(view, attempt / f"{spec.name}.parquet", compression="zstd")
+    return view_counts(view)
+
+
+def _with_copies(parts: list[PartSpec], rules: list[ScoreRule]) -> list[PartSpec]:
+    """The parts, each with which of its images give way to a copy, chosen among what all other rules leave of all parts."""
+    images = pa.concat_tables([_grouped(part, rules) for part in parts]) if rules and parts else None
+    dropped = {} if images is None else copies_to_drop(images, rules)
+    copies: dict[str, dict[str, str]] = {part.name: {} for part in parts}
+    if images is not None:
+        for key, name in zip(images["key"].to_pylist(), images["part"].to_pylist(), strict=True):
+            if key in dropped:
+                copies[name][key] = dropped[key]
+    return [
+        replace(part, inputs={**part.inputs, "copies": fingerprint(own)}, payload={**part.payload, "copies": own})
+        for part in parts
+        for own in [copies[part.name]]
+    ]
+
+
+def _grouped(part: PartSpec, rules: list[ScoreRule]) -> pa.Table:
+    """key, split and groups of a part's images that have a copy somewhere, as far as the other rules leave a pair of them."""
+    columns = ["split", *sorted({rule.column for rule in rules})]
+    pairs, reasons = _judged(part)
+    groups, _ = _aligned(Path(part.payload["scores"]["duplicates"]) / f"{part.name}.parquet", columns, pairs)
+    images = pa.table({"key": pairs["key"], **{name: groups[name] for name in columns}})
+    has_copy = reduce(pc.or_, [pc.is_valid(images[name]) for name in columns[1:]])
+    images = images.filter(pc.and_(pc.is_null(reasons), has_copy))
+    images = images.group_by(images.column_names, use_threads=False).aggregate([])
+    return images.append_column("part", pa.array([part.name] * len(images), pa.string()))
+
+
+def _judged(spec: PartSpec) -> tuple[pa.Table, pa.ChunkedArray]:
+    """The pairs of one shard, and why each is dropped: by what stands already, by removal, and by every rule but those on copies."""
+    rules = [rule for rule in (ScoreRule(**rule) for rule in spec.payload["rules"]) if not rule.unique]
     path = Path(spec.payload["rows"]) / f"{spec.name}.parquet"
     decided = "reason" in pq.read_schema(path).names
     pairs = pq.read_table(path, columns=[*PAIR, "reason"] if decided else PAIR)
@@ -96,11 +157,7 @@ def view_part(spec: PartSpec, attempt: Path) -> dict[str, int]:
     for name, folder in spec.payload["scores"].items():
         columns = sorted({rule.column for rule in rules if rule.scores == name})
         tables[name] = _aligned(Path(folder) / f"{spec.name}.parquet", columns, pairs)
-    reasons = first_reasons(reasons, [(r, tables[r.scores][0][r.column], tables[r.scores][1]) for r in rules])
-    columns = [pairs["key"], pairs["caption_index"], pc.is_null(reasons), reasons]
-    view = pa.table(columns, schema=VIEW_SCHEMA)
-    pq.write_table(view, attempt / f"{spec.name}.parquet", compression="zstd")
-    return view_counts(view)
+    return pairs, first_reasons(reasons, [(r, tables[r.scores][0][r.column], tables[r.scores][1]) for r in rules])
 
 
 def view_counts(view: pa.Table) -> dict[str, int]:

@@ -1,8 +1,8 @@
-"""`scores/duplicates`: whose copy a pair's image is, and how many images carry its caption. Over the whole dataset, in the driver.
+"""`scores/duplicates`: which images are copies of each other, and how many images carry a caption. Over the whole dataset, in the
+driver.
 
-Of equal images the one in the most protected split is kept (test, then val, then train), and of those the smallest key: no
-evaluation image is lost to a training one, and a shard that is appended later never changes who is kept among equals before it
-except in favour of a more protected split.
+Facts, no decisions: a group of copies is named by the key of its first image, in the most protected split (test, then val, then
+train) and there with the smallest key. Which image of a group is kept, a view decides (`data.filters.copies`).
 """
 
 from functools import cached_property
@@ -18,13 +18,13 @@ from data.artifacts import Artifact, PartSpec, fingerprint
 from data.errors import UserError
 from data.executors import InProcess
 from data.filters.basic import require_fresh_basic
-from data.filters.near import Looks, near_any_of, near_copies
+from data.filters.near import Looks, first_linked, near_any_of, near_groups
 from data.filters.settings import DuplicatesSettings, ViewsSettings
 from data.ledger import ledger_path
 from data.run import Run
 from data.runner import Stage, run_stage
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 PROTECTED = ("test", "val", "train")  # the most protected split first
 EVALUATION = PROTECTED[:2]
 
@@ -32,21 +32,18 @@ DUPLICATES_SCHEMA = pa.schema(
     [
         ("key", pa.string()),
         ("caption_index", pa.int32()),
-        # Keys of the kept image, null for kept ones and for those without equal:
-        ("url_copy_of", pa.string()),  # equal URL but for http or https and the fragment
-        ("bytes_copy_of", pa.string()),  # equal original or stored bytes
-        ("near_copy_of", pa.string()),  # near the kept image, see data.filters.near
-        (
-            "eval_copy_of",
-            pa.string(),
-        ),  # of training images: the val or test image with equal bytes, else the first near one
-        (
-            "caption_copies",
-            pa.int32(),
-        ),  # images that carry this caption (by data.filters.captions.caption_hash), itself included
+        ("split", pa.string()),
+        # The group's first key, null for images without a copy:
+        ("url_group", pa.string()),  # equal URL but for http or https and the fragment
+        ("bytes_group", pa.string()),  # equal original or stored bytes, through any chain of such images
+        ("near_group", pa.string()),  # near each other, through any chain of near images, see data.filters.near
+        # Of training images: the val or test image with equal bytes, else the first near one.
+        ("eval_copy_of", pa.string()),
+        # Images that carry this caption (by data.filters.captions.caption_hash), itself included.
+        ("caption_copies", pa.int32()),
     ]
 )
-KINDS = ("url", "bytes", "near", "eval")
+GROUPS = ("url", "bytes", "near")
 LEDGER_COLUMNS = ["key", "split", "reason", "url", "original_sha256", "stored_sha256"]
 BASIC_COLUMNS = ["key", "caption_index", "caption_hash", "pixel_std", "phash", "colours"]
 
@@ -104,7 +101,10 @@ class _Comparison:
         table = self.answers[spec.name].combine_chunks()
         pq.write_table(table, attempt / f"{spec.name}.parquet", compression="zstd")
         first = table.filter(pc.equal(table["caption_index"], 0))
-        copies = {f"{kind}_copies": len(first) - first[f"{kind}_copy_of"].null_count for kind in KINDS}
+        copies = {
+            f"{kind}_copies": pc.sum(pc.not_equal(first[f"{kind}_group"], first["key"])).as_py() or 0 for kind in GROUPS
+        }
+        copies["eval_copies"] = len(first) - first["eval_copy_of"].null_count
         return {"pairs": len(table), "samples": len(first), **copies}
 
 
@@ -131,9 +131,6 @@ def looks_of(images: pa.Table, pairs: pa.Table) -> Looks:
 
 def first_equal(images: pa.Table, columns: list[str]) -> NDArray[np.int64]:
     """For every image the first row that has the same (not empty) value in one of the columns, through any chain of such rows."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
     n = len(images)
     rows = np.arange(n)
     links = [np.empty((0, 2), np.int64)]
@@ -144,30 +141,24 @@ def first_equal(images: pa.Table, columns: list[str]) -> NDArray[np.int64]:
         np.minimum.at(first, kind, rows)
         same = pc.greater(pc.utf8_length(codes.dictionary), 0).to_numpy(zero_copy_only=False)[kind]
         links.append(np.stack([first[kind][same], rows[same]], axis=1))
-    one, other = np.concatenate(links).T
-    _, group = connected_components(coo_array((np.ones(len(one), np.int8), (one, other)), shape=(n, n)), directed=False)
-    first = np.full(n, n)
-    np.minimum.at(first, group, rows)
-    return first[group]
+    return first_linked(np.concatenate(links), n)
 
 
 def _answers(images: pa.Table, pairs: pa.Table, settings: DuplicatesSettings) -> pa.Table:
     """DUPLICATES_SCHEMA for every row of `pairs`, in their order."""
-    rows = np.arange(len(images))
     address = pc.replace_substring_regex(pc.replace_substring_regex(images["url"], r"^https?://", ""), "#.*$", "")
-    same_url = first_equal(pa.table({"url": address}), ["url"])
     same_bytes = first_equal(images, ["original_sha256", "stored_sha256"])
     looks = looks_of(images, pairs)
-    near = near_copies(looks, settings)
-    copies = {
-        "url_copy_of": np.where(same_url == rows, -1, same_url),
-        "bytes_copy_of": np.where(same_bytes == rows, -1, same_bytes),
-        "near_copy_of": near,
+    found = {
+        "url_group": _of_several(first_equal(pa.table({"url": address}), ["url"])),
+        "bytes_group": _of_several(same_bytes),
+        "near_group": _of_several(near_groups(looks, settings)),
         "eval_copy_of": _evaluation_copies(images, same_bytes, looks, settings),
     }
     image_of = pc.index_in(pairs["key"], images["key"].combine_chunks())
     keys = images["key"].combine_chunks()
-    columns = {name: keys.take(_optional(found)).take(image_of.combine_chunks()) for name, found in copies.items()}
+    columns = {name: keys.take(_optional(rows)).take(image_of.combine_chunks()) for name, rows in found.items()}
+    columns["split"] = images["split"].take(image_of)
     columns |= {name: pairs[name] for name in ("key", "caption_index")}
     columns["caption_copies"] = _caption_copies(pairs)
     return pa.table({field.name: columns[field.name] for field in DUPLICATES_SCHEMA}, schema=DUPLICATES_SCHEMA)
@@ -185,6 +176,11 @@ def _evaluation_copies(
     by_bytes = by_bytes[by_bytes >= evaluation]
     found[by_bytes] = same_bytes[by_bytes]
     return found
+
+
+def _of_several(first: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The first row of each row's group; -1 for rows that are alone in theirs."""
+    return np.where(np.bincount(first, minlength=len(first))[first] > 1, first, -1)
 
 
 def _caption_copies(pairs: pa.Table) -> pa.Array:

@@ -25,24 +25,33 @@ class Looks:
         return Looks(self.phash[rows], self.colours[rows], self.std[rows])
 
 
-def near_copies(looks: Looks, settings: DuplicatesSettings) -> NDArray[np.int64]:
-    """For every image the row of the kept image that it is a near copy of, -1 for kept ones; rows come in order of preference.
+def near_groups(looks: Looks, settings: DuplicatesSettings) -> NDArray[np.int64]:
+    """For every image the first row of its group: images that are near each other, through any chain of near ones.
 
-    An image is kept unless it is near an earlier kept one. Images with equal hashes and colours near their group's first share
-    its fate, so that a million re-encodings of one placeholder cost one comparison each.
+    Images with equal hashes and colours near their first's are linked to it alone, so that a million re-encodings of one
+    placeholder cost one comparison each.
     """
+    group = np.arange(len(looks.phash))
     rows = np.flatnonzero(looks.std >= settings.min_pixel_std)
     seen = looks[rows]
     leader = _leaders(seen, settings.colour_tolerance)
     nodes = np.flatnonzero(leader == np.arange(len(rows)))
-    keeper = _keepers(len(nodes), _near_nodes(seen[nodes], settings))
-    kept_by = np.arange(len(rows))
-    kept_by[nodes] = nodes[keeper]
-    kept_by = kept_by[leader]
-    copy_of = np.full(len(looks.phash), -1)
-    copies = np.flatnonzero(kept_by != np.arange(len(rows)))
-    copy_of[rows[copies]] = rows[kept_by[copies]]
-    return copy_of
+    links = np.stack([leader, np.arange(len(rows))], axis=1)
+    links = np.concatenate([links, nodes[_near_nodes(seen[nodes], settings)]])
+    group[rows] = rows[first_linked(links, len(rows))]
+    return group
+
+
+def first_linked(links: NDArray[np.int64], n: int) -> NDArray[np.int64]:
+    """For each of n rows the first row that it is linked to through any chain of `links` (m, 2); itself, where there is none."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    one, other = links.T
+    _, group = connected_components(coo_array((np.ones(len(one), np.int8), (one, other)), shape=(n, n)), directed=False)
+    first = np.full(n, n)
+    np.minimum.at(first, group, np.arange(n))
+    return first[group]
 
 
 def near_any_of(looks: Looks, others: Looks, settings: DuplicatesSettings) -> NDArray[np.int64]:
@@ -105,20 +114,3 @@ def _near_nodes(looks: Looks, settings: DuplicatesSettings) -> NDArray[np.int64]
     other = order[starts[near[link, 1]] + within % width]
     alike = _same_colours(looks.colours[one], looks.colours[other], settings.colour_tolerance)
     return np.sort(np.stack([one[alike], other[alike]], axis=1), axis=1)
-
-
-def _keepers(n: int, pairs: NDArray[np.int64]) -> NDArray[np.int64]:
-    """In order of rows, keep what is near no earlier kept row; for every row its first near kept row, or itself."""
-    dropped = np.zeros(n, bool)
-    low, high = pairs[:, 0], pairs[:, 1]
-    while len(low):
-        # Who waits for nobody earlier is kept, and drops those near it; every round decides at least one such row's neighbours.
-        waits = np.zeros(n, bool)
-        waits[high] = True
-        dropped[high[~waits[low]]] = True
-        undecided = ~dropped[low] & ~dropped[high]
-        low, high = low[undecided], high[undecided]
-    keeper = np.arange(n)
-    by_kept = ~dropped[pairs[:, 0]] & dropped[pairs[:, 1]]
-    np.minimum.at(keeper, pairs[by_kept, 1], pairs[by_kept, 0])
-    return keeper

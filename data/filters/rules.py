@@ -19,10 +19,10 @@ REMOVED, NO_SCORE, LEAK = "removed", "no_score", "copy_of_evaluation_image"
 MEANING = {
     REMOVED: "the sample was taken out by `python -m data remove`",
     NO_SCORE: "the pair has no such score, or one that is not a number",
-    LEAK: "a training image with the bytes of a val or test image, or near it by perceptual hash and colours",
-    "duplicate_url": "another kept sample has the same URL",
-    "duplicate_image": "another kept sample has the same original or stored bytes",
-    "near_duplicate_image": "near another kept sample by perceptual hash and colours",
+    LEAK: "a training image with the bytes of a stored val or test image, or near it by perceptual hash and colours",
+    "duplicate_url": "the view `base` keeps another sample with the same URL, or a copy of that one",
+    "duplicate_image": "the view `base` keeps another sample with the same original or stored bytes, or a copy of that one",
+    "near_duplicate_image": "the view `base` keeps another sample near it, itself or through near copies, by perceptual hash and colours",
     "image_too_small": "the original's shorter side is below the limit",
     "aspect_too_large": "the original's longer side is too many times its shorter one",
     "near_uniform_image": "the grey values of the stored image hardly vary",
@@ -40,19 +40,11 @@ MEANING = {
 
 
 def base_rules(settings: BaseViewSettings) -> list[ScoreRule]:
-    """The view `base` as rules: what concerns copies, then the image, then the caption, then the recipe and the config's own."""
+    """The view `base` as rules: leaks, then the image, the caption, the recipe and the config's own; copies come last, so that only
+    what all else leaves stands for its copies."""
     s = settings
     rules: list[ScoreRule | None] = [
         ScoreRule(name=LEAK, scores="duplicates", column="eval_copy_of", absent=True) if s.drop_leaks else None,
-        *(
-            ScoreRule(name=name, scores="duplicates", column=column, absent=True)
-            for name, column, wanted in (
-                ("duplicate_url", "url_copy_of", s.drop_duplicates),
-                ("duplicate_image", "bytes_copy_of", s.drop_duplicates),
-                ("near_duplicate_image", "near_copy_of", s.near_duplicates),
-            )
-            if wanted
-        ),
         ScoreRule(name="image_too_small", scores="basic", column="min_side", min=s.min_side),
         ScoreRule(name="aspect_too_large", scores="basic", column="aspect", max=s.max_aspect),
         ScoreRule(name="near_uniform_image", scores="basic", column="pixel_std", min=s.min_pixel_std),
@@ -64,7 +56,16 @@ def base_rules(settings: BaseViewSettings) -> list[ScoreRule]:
         if s.max_caption_copies is not None
         else None,
     ]
-    return [rule for rule in rules if rule is not None] + configured_rules(settings)
+    copies = [
+        ScoreRule(name=name, scores="duplicates", column=column, unique=True)
+        for name, column, wanted in (
+            ("duplicate_url", "url_group", s.drop_duplicates),
+            ("duplicate_image", "bytes_group", s.drop_duplicates),
+            ("near_duplicate_image", "near_group", s.near_duplicates),
+        )
+        if wanted
+    ]
+    return [rule for rule in rules if rule is not None] + configured_rules(settings) + copies
 
 
 def configured_rules(settings: BaseViewSettings | TrainViewSettings) -> list[ScoreRule]:

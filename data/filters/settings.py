@@ -21,8 +21,9 @@ class DuplicatesSettings(Settings):
 
 class ScoreRule(Settings):
     """Keep a pair when its `column` of `scores/<scores>` meets every bound given: `min <= value <= max`, `above < value < below`,
-    `value is_in [..]`, `value not_in [..]`, value `absent` (null: nobody's copy), or value among the top `top_fraction` of all scored
-    pairs (see data.filters.rules.top_threshold for ties).
+    `value is_in [..]`, `value not_in [..]`, value `absent` (null: no copy of an evaluation image), value among the top `top_fraction` of
+    all scored pairs (see data.filters.rules.top_threshold for ties), or value `unique`: of the images of one group (`url_group`,
+    `bytes_group`, `near_group`) the first that all other rules leave a pair of (see data.filters.copies).
 
     A pair without that score, or whose score is not a number, is dropped as `no_score`. `name` is the reason in funnel and view.
     """
@@ -37,6 +38,7 @@ class ScoreRule(Settings):
     is_in: tuple[str | bool | int, ...] | None = None
     not_in: tuple[str | bool | int, ...] | None = None
     absent: Literal[True] | None = None
+    unique: Literal[True] | None = None
     top_fraction: float | None = Field(default=None, gt=0, lt=1)
 
     @property
@@ -56,11 +58,16 @@ class ScoreRule(Settings):
 
     @model_validator(mode="after")
     def _compares_in_one_way(self) -> "ScoreRule":
-        ways = self.is_bound + self.is_list + (self.top_fraction is not None) + (self.absent is not None)
+        others = (self.top_fraction, self.absent, self.unique)
+        ways = self.is_bound + self.is_list + sum(way is not None for way in others)
         if ways != 1:
             raise ValueError(
-                "a rule needs bounds (min, max, above, below), or lists (is_in, not_in), or top_fraction, or absent = true; "
+                "a rule needs bounds (min, max, above, below), or lists (is_in, not_in), or one of top_fraction, absent and unique; "
                 f"this one on {self.column!r} has {'none' if ways == 0 else 'several'} of these"
+            )
+        if self.unique and self.scores != "duplicates":
+            raise ValueError(
+                f"unique = true is for groups of copies, in scores/duplicates; this rule is on scores/{self.scores}"
             )
         return self
 
@@ -69,8 +76,9 @@ class BaseViewSettings(Settings):
     """Decisions that need no CLIP, and before which no CLIP is trained. Sides are of the original image, in pixels; caption limits
     in words and characters.
 
-    `drop_duplicates`: copies by URL or bytes, and captions repeated within an image. `near_duplicates` drops near copies as well.
-    `drop_leaks`: training images that are copies or near copies of evaluation images. `max_caption_copies`: a caption that more
+    `drop_duplicates`: copies by URL or bytes, and captions repeated within an image. `near_duplicates` drops near copies as well. Of
+    copies, the first that all other rules leave a pair of stays. `drop_leaks`: training images that are copies or near copies of
+    stored evaluation images, whether or not a view keeps those. `max_caption_copies`: a caption that more
     images than this carry says nothing about any of them. `drop_boilerplate`: file names, "click to enlarge", URLs, markup ...
     """
 

@@ -13,7 +13,7 @@ from data.errors import UserError
 from data.executors import InProcess
 from data.filters.basic import build_basic_scores, image_scores
 from data.filters.duplicates import build_duplicates, require_fresh_duplicates
-from data.filters.near import Looks, near_any_of, near_copies
+from data.filters.near import Looks, near_any_of, near_groups
 from data.filters.settings import DuplicatesSettings
 from data.run import Run
 from tests.conftest import exit_code_with_fault, make_config, tree_bytes
@@ -130,8 +130,8 @@ def test_sigkill_then_the_same_command_gives_the_same_bytes(tmp_path: Path, faul
         assert tree_bytes(killed.scores(name).folder) == tree_bytes(whole.scores(name).folder)
 
 
-def test_whose_copy_an_image_is(tmp_path: Path) -> None:
-    """The most protected split is kept, then the smallest key; near copies are not byte copies."""
+def test_who_are_copies_of_each_other(tmp_path: Path) -> None:
+    """A group's first is in the most protected split, then has the smallest key; near copies are not byte copies."""
     run = open_run(tmp_path)
     again = encoded(photo(5), "JPEG", quality=85)
     make_dataset(
@@ -155,18 +155,27 @@ def test_whose_copy_an_image_is(tmp_path: Path) -> None:
     )
     scored(run)
     found = {k[0]: row for k, row in rows(run, "duplicates").items()}
-    copies = {
-        name: {k: row[f"{name}_copy_of"] for k, row in found.items()} for name in ("url", "bytes", "near", "eval")
-    }
     expected = {
-        "url": {6: 5},
+        "url_group": {5: 5, 6: 5},
         # 8 has the original of 7 and the stored bytes of 10: one image
-        "bytes": {0: 2, 1: 2, 8: 7, 10: 7},
-        "near": {0: 2, 1: 2, 3: 4, 10: 8},
-        "eval": {0: 2, 1: 2, 3: 4},
+        "bytes_group": {0: 2, 1: 2, 2: 2, 7: 7, 8: 7, 10: 7},
+        "near_group": {0: 2, 1: 2, 2: 2, 3: 4, 4: 4, 8: 8, 10: 8},
+        "eval_copy_of": {0: 2, 1: 2, 3: 4},
     }
     for name, wanted in expected.items():
-        assert {k: v for k, v in copies[name].items() if v} == {key(k): key(v) for k, v in wanted.items()}, name
+        assert {k: row[name] for k, row in found.items() if row[name]} == {key(k): key(v) for k, v in wanted.items()}, (
+            name
+        )
+    assert found[key(2)]["split"] == "test" and found[key(4)]["split"] == "val"
+    counts = run.scores("duplicates").manifest()["counts"]
+    assert counts == {
+        "pairs": 11,
+        "samples": 10,
+        "url_copies": 1,
+        "bytes_copies": 4,
+        "near_copies": 4,
+        "eval_copies": 3,
+    }
     captions = {k: row["caption_copies"] for k, row in rows(run, "duplicates").items()}
     assert (
         captions[key(1), 0] == captions[key(1), 1] == captions[key(3), 0] == 2
@@ -222,37 +231,24 @@ def looks(*images: tuple[int, int, float]) -> Looks:
 def test_near_copies_need_hash_colours_and_contrast() -> None:
     settings = DuplicatesSettings(distance=2, colour_tolerance=10, min_pixel_std=3)
     images = looks((0, 100, 50), (3, 110, 50), (3, 121, 50), (7, 100, 50), (0, 100, 2.9), (0, 90, 3))
-    assert near_copies(images, settings).tolist() == [-1, 0, -1, -1, -1, 0]
+    assert near_groups(images, settings).tolist() == [0, 0, 2, 0, 4, 0], "7 is near 3, which is near 0"
     anything = DuplicatesSettings(distance=2, colour_tolerance=255, min_pixel_std=0)
-    assert near_copies(images, anything).tolist() == [-1, 0, 0, -1, 0, 0]
+    assert near_groups(images, anything).tolist() == [0, 0, 0, 0, 0, 0]
 
 
-def test_copies_of_copies_are_kept_unless_near_a_kept_one() -> None:
-    """In a chain 0 - 1 - 2 - 3 of neighbours, 2 is near 1, which is gone; so 2 is kept and 3 goes."""
-    settings = DuplicatesSettings(distance=1, colour_tolerance=0, min_pixel_std=0)
-    chain = looks((0, 0, 9), (1, 0, 9), (3, 0, 9), (7, 0, 9))
-    assert near_copies(chain, settings).tolist() == [-1, 0, -1, 2]
-
-
-def test_keeping_in_order_agrees_with_one_at_a_time() -> None:
-    rng = np.random.default_rng(0)
-    bits = rng.integers(0, 2, (300, 9))  # crowded: nine bits for three hundred images
-    images = Looks(
-        (bits << np.arange(9)).sum(axis=1).astype(np.uint64),
-        rng.integers(0, 2, (300, 48)).astype(np.uint8) * 0,
-        np.full(300, 9.0),
-    )
-    settings = DuplicatesSettings(distance=2, min_pixel_std=0)
-    kept: list[int] = []
-    expected = []
-    for row, value in enumerate(images.phash):
-        near = [k for k in kept if np.bitwise_count(images.phash[k] ^ value) <= 2]
-        expected.append(near[0] if near else -1)
-        if not near:
-            kept.append(row)
-    found = near_copies(images, settings)
-    assert [f == -1 for f in found] == [e == -1 for e in expected]
-    assert all(np.bitwise_count(images.phash[f] ^ v) <= 2 for f, v in zip(found, images.phash, strict=True) if f >= 0)
+def test_near_groups_are_those_of_comparing_all_with_all() -> None:
+    """Property: random crowded hashes; two images are in one group if and only if a chain of near images joins them."""
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        hashes = (rng.integers(0, 2, (120, 13)) << np.arange(13)).sum(axis=1).astype(np.uint64)
+        levels = rng.choice([0, 100], 120).astype(np.uint8)
+        images = looks(*((int(h), int(level), 9.0) for h, level in zip(hashes, levels, strict=True)))
+        found = near_groups(images, DuplicatesSettings(distance=2, min_pixel_std=0)).tolist()
+        near = (np.bitwise_count(hashes[:, None] ^ hashes[None]) <= 2) & (levels[:, None] == levels[None])
+        expected = list(range(120))
+        for _ in range(120):
+            expected = [min(expected[j] for j in np.flatnonzero(near[i])) for i in range(120)]
+        assert found == expected and 5 < len(set(found)) < 115
 
 
 def test_many_equal_looks_cost_little() -> None:
@@ -260,8 +256,7 @@ def test_many_equal_looks_cost_little() -> None:
     n = 100_000
     rng = np.random.default_rng(0)
     images = Looks(np.full(n, 5, np.uint64), (100 + rng.integers(0, 3, (n, 48))).astype(np.uint8), np.full(n, 40.0))
-    copies = near_copies(images, DuplicatesSettings())
-    assert copies[0] == -1 and (copies[1:] == 0).all()
+    assert (near_groups(images, DuplicatesSettings()) == 0).all()
     few = images[np.arange(200)]
     assert (near_any_of(images, few, DuplicatesSettings()) >= 0).all()
 

@@ -89,7 +89,7 @@ def test_without_them_everything_stays(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({"near_duplicates": True}, {(5, 0): "near_duplicate_image", (4, 0): "near_duplicate_image", (2, 0): "near_duplicate_image", (3, 0): "near_duplicate_image"}),
+        ({"near_duplicates": True}, {(n, 0): "near_duplicate_image" for n in (2, 3, 4, 5)}),
         ({"min_side": 100}, {}), ({"min_side": 101}, {(6, 0): "image_too_small"}),
         ({"max_aspect": 4.0}, {}), ({"max_aspect": 3.99}, {(6, 0): "aspect_too_large"}),
         ({"min_pixel_std": 1.0}, {(7, 0): "near_uniform_image"}),
@@ -99,7 +99,7 @@ def test_without_them_everything_stays(tmp_path: Path) -> None:
         ({"max_caption_copies": 2}, {}), ({"max_caption_copies": 1}, dict.fromkeys(((0, 0), (0, 1), (9, 0)), "caption_too_common")),
         ({"rules": [{"scores": "basic", "column": "nsfw", "not_in": ["NSFW"]}]}, {(5, 0): "nsfw_not_allowed"} | {(n, 0): "no_score" for n in (1, 2, 3, 4, 6, 7, 8, 9)}),
         ({"rules": [{"scores": "basic", "column": "area", "above": 40_000, "name": "tiny"}]}, {(6, 0): "tiny"}),
-        ({"rules": [{"scores": "duplicates", "column": "near_copy_of", "absent": True, "name": "near"}]}, {(n, 0): "near" for n in (2, 3, 4, 5)}),
+        ({"rules": [{"scores": "duplicates", "column": "near_group", "unique": True, "name": "near"}]}, {(n, 0): "near" for n in (2, 3, 4, 5)}),
     ],
 )  # fmt: skip
 def test_each_setting_gives_its_reason(tmp_path: Path, settings: dict[str, Any], expected: dict[Any, str]) -> None:

@@ -108,6 +108,7 @@ def test_the_first_rule_that_does_not_keep_names_the_reason() -> None:
         ({"min": 1, "is_in": ["a"]}, "has several of these"),
         ({"top_fraction": 0.3, "max": 1}, "has several"),
         ({"top_fraction": 1.0}, "less than 1"),
+        ({"unique": True}, "unique = true is for groups of copies"),
         ({"min": 1, "name": "Not a name"}, "match pattern"),
     ],
 )
@@ -148,3 +149,4 @@ def test_every_reason_of_a_base_view_has_a_meaning() -> None:
     reasons = [rule.reason for rule in base_rules(everything)]
     assert set(reasons) <= MEANING.keys() and len(reasons) == 17
     assert reasons[0] == "copy_of_evaluation_image"
+    assert reasons[-3:] == ["duplicate_url", "duplicate_image", "near_duplicate_image"]
