@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from data.artifacts import Artifact, PartSpec, Receipt, fingerprint
 from data.errors import UserError
 from data.executors import InProcess
-from data.filters.basic import require_fresh_basic
+from data.filters.basic import SIZED_AS_IN_TAR, require_fresh_basic
 from data.filters.copies import copies_to_drop
 from data.filters.duplicates import require_fresh_duplicates
 from data.filters.recipes import deviations
@@ -82,7 +82,7 @@ def _build(
         parts.append(PartSpec(receipt.name, own, payload))
     parts = _with_copies(parts, [rule for rule in rules if rule.unique])
     shaping = settings.model_dump(mode="json") | {
-        "parent": parent, "deviations": deviations(settings.recipe, run.config.to_dict()),
+        "parent": parent, "deviations": deviations(settings.recipe, run.config.to_dict(), _sized_as_in_tar(run)),
     }  # fmt: skip
     _discard_other_thresholds(run.view(name), shaping)
     stage = Stage(f"view-{name}", STAGE_VERSION, run.view(name).folder, shaping, parts, view_part)
@@ -179,6 +179,10 @@ def kept_pairs(view: Artifact) -> pa.Table:
     tables = [pq.read_table(view.folder / f"{receipt.name}.parquet") for receipt in view.receipts()]
     table = pa.concat_tables(tables)
     return table.filter(pc.field("keep")).select(PAIR)
+
+
+def _sized_as_in_tar(run: Run) -> bool:
+    return SIZED_AS_IN_TAR in run.scores("basic").manifest()["counts"]
 
 
 def _scores(run: Run, name: str) -> Artifact:

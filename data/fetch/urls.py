@@ -53,6 +53,8 @@ def parse_url(text: str) -> Url:
     if len(text) > LONGEST:
         raise BadUrl(f"a URL of {len(text)} characters; {LONGEST} are allowed")
     text = text.strip(CONTROLS_AND_SPACE).translate(TABS_AND_LINE_BREAKS)
+    if not text:
+        raise BadUrl("the row has no URL")
     match = SPLIT.match(text)
     if match is None:
         raise BadUrl("only http and https are fetched")

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from data.artifacts import Artifact, PartSpec
 from data.errors import UserError
 from data.executors import Executor
+from data.fetch.files import TAR_PREFIX
 from data.filters.captions import caption_columns, detector_facts
 from data.filters.phash import phash64
 from data.ledger import ledger_path
@@ -24,12 +25,14 @@ from data.plan import read_plan
 from data.run import Run
 from data.runner import Stage, run_stage
 from data.shards import decode_rgb, read_shard
+from data.sources.text import is_blank, number_in
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 GRID = 4  # mean colours are taken over GRID x GRID cells
 SOURCE_PREFIX = "source_"
+SIZED_AS_IN_TAR = "sized_as_in_tar"  # count: samples of existing tars whose JSON does not say the original's size
 
-# `source_<name>` (float64) follows for every numeric extra column that the source carries.
+# `source_<name>` (float64) follows for every extra column that the source carries and that holds numbers, also written as text.
 BASIC_SCHEMA = pa.schema(
     [
         ("key", pa.string()),
@@ -45,7 +48,7 @@ BASIC_SCHEMA = pa.schema(
         ("boilerplate_kind", pa.string()),  # data.filters.boilerplate.BOILERPLATE, or null
         ("caption_hash", pa.uint64()),
         ("repeated_caption", pa.bool_()),  # an earlier caption of the same image has the same text
-        ("min_side", pa.int32()),  # of the original image, pixels
+        ("min_side", pa.int32()),  # of the original image, pixels; see _sizes for existing tars
         ("max_side", pa.int32()),
         ("area", pa.int64()),
         ("aspect", pa.float64()),  # longer side over shorter
@@ -53,6 +56,7 @@ BASIC_SCHEMA = pa.schema(
         ("phash", pa.uint64()),
         ("colours", pa.binary(GRID * GRID * 3)),  # mean RGB of a 4 x 4 grid over the stored image, row by row
         ("nsfw", pa.string()),  # as the source says
+        ("nsfw_score", pa.float64()),  # the same where it is a number, else null
         ("watermark", pa.float64()),  # as the source says
     ]
 )
@@ -93,12 +97,13 @@ def require_fresh_basic(run: Run) -> Artifact:
 
 
 def source_columns(dataset: Artifact) -> tuple[str, ...]:
-    """Names of the source's extra columns that hold numbers and nothing else, sorted: the same for every part."""
+    """Names of the source's extra columns that hold numbers and nothing else, sorted: the same for every part. A CSV's numbers are
+    text; a column counts as one of numbers when every cell that is not blank is one."""
     kinds: dict[str, bool] = {}
     for text in read_plan(dataset.folder, columns=["extra"])["extra"].drop_null().to_pylist():
         for name, value in json.loads(text).items():
-            if value is not None:
-                kinds[name] = kinds.get(name, True) and isinstance(value, int | float)
+            if value is not None and not (isinstance(value, str) and is_blank(value)):
+                kinds[name] = kinds.get(name, True) and _number(value) is not None
     return tuple(sorted(name for name, is_number in kinds.items() if is_number))
 
 
@@ -107,15 +112,18 @@ def basic_part(spec: PartSpec, attempt: Path) -> dict[str, int]:
     folder, name = Path(spec.payload["dataset"]), spec.name
     ledger = pq.read_table(ledger_path(folder, name), columns=["key", "reason", "original_width", "original_height"])
     stored = ledger.filter(pc.is_null(ledger["reason"])).sort_by("key")
-    plan = read_plan(folder, int(name), ["key", "captions", "nsfw", "watermark", "extra"])
+    plan = read_plan(folder, int(name), ["key", "url", "captions", "nsfw", "watermark", "extra"])
     plan = plan.take(pc.index_in(stored["key"], plan["key"].combine_chunks()))
     images = _image_columns(folder / "shards" / f"{name}.tar", stored["key"].to_pylist())
     captions = plan["captions"].combine_chunks()
     of_image = pc.list_parent_indices(captions)
     text = captions.flatten()
+    extras: list[dict[str, Any]] = [json.loads(text) if text else {} for text in plan["extra"].to_pylist()]
+    width, height, as_in_tar = _original_sizes(stored, plan["url"].to_pylist(), extras)
     per_image = {
-        "key": stored["key"], **_sizes(stored), **images, "nsfw": plan["nsfw"], "watermark": plan["watermark"],
-        **_extras(plan["extra"], spec.payload["source_columns"]),
+        "key": stored["key"], **_sizes(width, height), **images, "nsfw": plan["nsfw"], "watermark": plan["watermark"],
+        "nsfw_score": pa.array([None if v is None else number_in(v) for v in plan["nsfw"].to_pylist()], pa.float64()),
+        **_extras(extras, spec.payload["source_columns"]),
     }  # fmt: skip
     columns = {column: _as_array(values).take(of_image) for column, values in per_image.items()}
     columns |= caption_columns(text) | {
@@ -126,7 +134,7 @@ def basic_part(spec: PartSpec, attempt: Path) -> dict[str, int]:
     schema = pa.schema([*BASIC_SCHEMA, *extra])
     table = pa.table({field.name: columns[field.name].cast(field.type) for field in schema}, schema=schema)
     pq.write_table(table, attempt / f"{name}.parquet", compression="zstd")
-    return {"pairs": len(table), "samples": len(stored)}
+    return {"pairs": len(table), "samples": len(stored)} | ({SIZED_AS_IN_TAR: as_in_tar} if as_in_tar else {})
 
 
 def _image_columns(tar: Path, keys: list[str]) -> dict[str, pa.Array]:
@@ -155,22 +163,40 @@ def image_scores(rgb: NDArray[np.uint8]) -> tuple[float, int, bytes]:
     return float(cv2.meanStdDev(grey)[1][0, 0]), phash64(rgb), colours.tobytes()
 
 
-def _sizes(stored: pa.Table) -> dict[str, pa.ChunkedArray]:
-    width, height = stored["original_width"], stored["original_height"]
+def _original_sizes(
+    stored: pa.Table, urls: Sequence[str], extras: Sequence[dict[str, Any]]
+) -> tuple[pa.Array, pa.Array, int]:
+    """Width and height of the original images. An image out of an existing tar was often resized by the tool that wrote the tar: its
+    JSON says the original's size (img2dataset's does); how many lack it is the third value."""
+    sizes = list(zip(stored["original_width"].to_pylist(), stored["original_height"].to_pylist(), strict=True))
+    as_in_tar = 0
+    for row, (url, extra) in enumerate(zip(urls, extras, strict=True)):
+        if url.startswith(TAR_PREFIX):
+            said = (extra.get("original_width"), extra.get("original_height"))
+            if all(isinstance(side, int) and 0 < side < 2**31 for side in said):
+                sizes[row] = said
+            else:
+                as_in_tar += 1
+    width, height = (pa.array([size[i] for size in sizes], pa.int32()) for i in range(2))
+    return width, height, as_in_tar
+
+
+def _sizes(width: pa.Array, height: pa.Array) -> dict[str, pa.Array]:
     low, high = pc.min_element_wise(width, height), pc.max_element_wise(width, height)
     area = pc.multiply(width.cast(pa.int64()), height.cast(pa.int64()))
     aspect = pc.divide(high.cast(pa.float64()), low.cast(pa.float64()))
     return {"min_side": low, "max_side": high, "area": area, "aspect": aspect}
 
 
-def _extras(extra: pa.ChunkedArray, names: Sequence[str]) -> dict[str, pa.Array]:
-    rows: list[dict[str, Any]] = [json.loads(text) if text else {} for text in extra.to_pylist()] if names else []
+def _extras(extras: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, pa.Array]:
     return {
-        SOURCE_PREFIX + name: pa.array(
-            [None if (v := row.get(name)) is None else float(v) for row in rows], pa.float64()
-        )
-        for name in names
+        SOURCE_PREFIX + name: pa.array([_number(extra.get(name)) for extra in extras], pa.float64()) for name in names
     }
+
+
+def _number(value: Any) -> float | None:
+    found = number_in(value) if isinstance(value, str) else value
+    return float(found) if isinstance(found, int | float) else None
 
 
 def _places(of_image: pa.Array) -> pa.Array:

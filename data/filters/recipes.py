@@ -38,9 +38,15 @@ DETECTORS = {"datacomp-basic": "fastText lid.176.bin on the whole caption", "lai
 CLIPS = {"datacomp-clip-top30": "ViT-L-14", "laion2b": "ViT-B-32"}  # both with OpenAI's weights
 
 
-def deviations(recipe: str | None, config: Mapping[str, Any]) -> list[str]:
-    """In words, what differs from the published recipe in a run with this config (`Config.to_dict()`)."""
+def deviations(recipe: str | None, config: Mapping[str, Any], sized_as_in_tar: bool = False) -> list[str]:
+    """In words, what differs from the published recipe in a run with this config (`Config.to_dict()`). `sized_as_in_tar`: the
+    originals' sizes of some images are not known; that concerns every rule on sizes, also without a recipe."""
     found = []
+    if sized_as_in_tar:
+        found.append(
+            "sizes: images of existing tars whose JSON has no original_width and original_height (counted as sized_as_in_tar in the "
+            "manifest of scores/basic) are judged by their size in the tar, not by the original's"
+        )
     if recipe in DETECTORS:
         found.append(
             f"language: {LANGUAGE_PACKAGE} with {LANGUAGE_MODEL} on the first {LANGUAGE_CHARS} characters, captions in capitals "

@@ -22,7 +22,7 @@ NEEDED = ("url", "caption")
 
 @dataclass(frozen=True)
 class Preset:
-    """Per field the column names to look for, best first; `header`: the columns of a text file that has no header of its own."""
+    """Per field the column names to look for, best first, in lower case; `header`: the columns of a text file without a header."""
 
     url: tuple[str, ...] = ("url",)
     caption: tuple[str, ...] = ("text", "caption")
@@ -33,6 +33,7 @@ class Preset:
     nsfw: tuple[str, ...] = ()
     watermark: tuple[str, ...] = ()
     extra: tuple[str, ...] = ()
+    numbers: tuple[str, ...] = ()  # those of `extra` that hold numbers, also where a CSV has them as text
     header: tuple[str, ...] = ()
 
 
@@ -42,6 +43,7 @@ PRESETS = {
         nsfw=("nsfw", "punsafe"),
         watermark=("pwatermark",),
         extra=("sample_id", "width", "height", "similarity", "punsafe", "language", "aesthetic", "aesthetic_score"),
+        numbers=("sample_id", "width", "height", "similarity", "punsafe", "aesthetic", "aesthetic_score"),
     ),
     "cc3m": Preset(url=("url", "image_url"), caption=("caption",), header=("caption", "url")),
     "cc12m": Preset(url=("url", "image_url"), caption=("caption",), header=("url", "caption")),
@@ -52,22 +54,28 @@ PRESETS = {
             "id", "width", "height", "image_phash", "num_faces", "clip_similarity_vitb32", "clip_similarity_vitl14",
             "nsfw_score_opennsfw2", "nsfw_score_gantman", "aesthetic_score_laion_v2",
         ),
+        numbers=(
+            "id", "width", "height", "num_faces", "clip_similarity_vitb32", "clip_similarity_vitl14", "nsfw_score_opennsfw2",
+            "nsfw_score_gantman", "aesthetic_score_laion_v2",
+        ),
     ),
     "datacomp": Preset(
         hash=("sha256",),
         extra=(
             "uid", "original_width", "original_height", "clip_b32_similarity_score", "clip_l14_similarity_score", "face_bboxes",
         ),
+        numbers=("original_width", "original_height", "clip_b32_similarity_score", "clip_l14_similarity_score"),
     ),
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The column of one file for each field it has, and those carried along."""
+    """The column of one file for each field it has, those carried along, and which of these are known to hold numbers."""
 
     of_field: dict[str, str]
     extra: tuple[str, ...]
+    numbers: frozenset[str]
 
     @property
     def names(self) -> list[str]:
@@ -102,4 +110,5 @@ def find_columns(present: Sequence[str], settings: TableSettings, path: Path) ->
             "name yours with dataset.table.url and dataset.table.caption"
         )
     carried = [by_case[name] for name in preset.extra if name in by_case]
-    return Columns(found, tuple(dict.fromkeys([*settings.extra, *carried])))
+    numbers = frozenset(by_case[name] for name in preset.numbers if name in by_case)
+    return Columns(found, tuple(dict.fromkeys([*settings.extra, *carried])), numbers)

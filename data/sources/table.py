@@ -24,7 +24,7 @@ from data.sources.inputs import find_files
 from data.sources.presets import PRESETS, Columns, find_columns
 from data.sources.rows import ENDINGS, SETTING, Batch, Table, is_table
 from data.sources.settings import TableSettings
-from data.sources.text import json_value, line, number, valid
+from data.sources.text import is_blank, json_value, line, number, number_in, valid
 
 BATCH_ROWS = 8192
 NO_URL = "(no url)"
@@ -127,7 +127,10 @@ class TableSource:
 
         urls = [clean_url(value) for value in values[columns.of_field["url"]]]
         scores = values[columns.of_field["watermark"]] if "watermark" in columns.of_field else nothing
-        carried = [[json_value(value) for value in values[name]] for name in columns.extra]
+        carried = [
+            [self._number(name, v) if name in columns.numbers else json_value(v) for v in values[name]]
+            for name in columns.extra
+        ]
         rows = zip(
             urls, map(identity_of, urls), map(captions_in, values[columns.of_field["caption"]]), texts("license"),
             texts("source_page"), texts("attribution"), texts("hash"), texts("nsfw"), map(number, scores),
@@ -139,6 +142,15 @@ class TableSource:
                 expected_hash=self._hash(digest) if digest else None, nsfw=nsfw, watermark=watermark,
                 extra={n: v for n, v in zip(columns.extra, extra, strict=True) if v is not None and v != ""},
             )  # fmt: skip
+
+    def _number(self, name: str, value: Any) -> Any:
+        """A cell of a column that is known to hold numbers, which CSV and TSV give as text."""
+        if not isinstance(value, str):
+            return json_value(value)
+        found = number_in(value)
+        if found is None and not is_blank(value):
+            self.notes[f"value of column {name} that is no number"] += 1
+        return found
 
     def _hash(self, text: str) -> str | None:
         if _HASH.fullmatch(text.lower()):

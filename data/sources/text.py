@@ -1,7 +1,11 @@
 """Text and values from outside, made safe to store: valid Unicode, JSON types, finite numbers."""
 
 import math
+import re
 from typing import Any
+
+_WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
+_BLANK = frozenset(("", "nan", "null", "none", "na", "n/a", "<na>", "\\n"))
 
 
 def line(value: Any) -> str:
@@ -29,6 +33,19 @@ def number(value: Any) -> float | None:
     except (TypeError, ValueError):
         return None
     return found if math.isfinite(found) else None
+
+
+def number_in(text: str) -> int | float | None:
+    """The finite number that a cell of text holds, a whole one as int; None where it holds none."""
+    text = text.strip()
+    if _WHOLE.fullmatch(text):
+        return int(text)
+    return None if "_" in text else number(text)
+
+
+def is_blank(text: str) -> bool:
+    """Whether a cell of text stands for no value: empty, or as tools write null."""
+    return text.strip().lower() in _BLANK
 
 
 def json_value(value: Any) -> Any:

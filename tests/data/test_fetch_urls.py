@@ -92,3 +92,9 @@ def test_where_a_redirect_leads(location: str, where: str) -> None:
 def test_where_a_redirect_may_not_lead(location: str) -> None:
     with pytest.raises(BadUrl):
         redirected(parse_url("http://h/a/b?c"), location)
+
+
+@pytest.mark.parametrize("text", ["", " \t\n"])
+def test_a_row_without_a_url_says_so(text: str) -> None:
+    with pytest.raises(BadUrl, match="the row has no URL"):
+        parse_url(text)

@@ -88,6 +88,47 @@ def test_numeric_columns_of_the_source_are_the_same_in_every_part(tmp_path: Path
     assert found[key(2), 0]["source_flag"] == 1.0
 
 
+def test_numbers_written_as_text_can_be_compared(tmp_path: Path) -> None:
+    """Extra columns of a CSV are text: numbers when every cell that is not blank is one. The source's nsfw also as a number."""
+    extras = [
+        {"a": "0.5", "b": "1", "c": "7", "d": "1e3"},
+        {"a": 2, "b": "x", "c": "", "d": "nan"},
+        {"a": " -1 ", "d": "1_0"},
+    ]
+    run = open_run(tmp_path)
+    nsfw = ("0.25", "UNSURE", None)
+    make_dataset(run, [[plain(n, extra=e, nsfw=w)] for n, (e, w) in enumerate(zip(extras, nsfw, strict=True))])
+    build_basic_scores(run, InProcess())
+    found = [row for _, row in sorted(rows(run, "basic").items())]
+    assert [n for n in found[0] if n.startswith("source_")] == ["source_a", "source_c"]
+    assert [row["source_a"] for row in found] == [0.5, 2, -1] and [row["source_c"] for row in found] == [7, None, None]
+    assert [row["nsfw_score"] for row in found] == [0.25, None, None] and found[1]["nsfw"] == "UNSURE"
+
+
+def test_images_of_existing_tars_are_judged_by_the_originals_size(tmp_path: Path) -> None:
+    """img2dataset's JSON says it; without it the tar's own size counts, and the view says so. A web image was measured."""
+    from data.views import build_base_view
+
+    said = {"original_width": 900, "original_height": 300}
+    facts: list[dict[str, Any]] = [
+        {"url": "webdataset:a.tar!0+9", "extra": said}, {"url": "webdataset:a.tar!9+9", "extra": {"original_width": "900"}}, {"extra": said},
+    ]  # fmt: skip
+    for name, some in (("mixed", facts), ("all", facts[:1])):
+        run = Run.open(make_config(tmp_path / name, views={"base": {"min_side": 257}}))
+        make_dataset(run, [[plain(n, **f) for n, f in enumerate(some)]])
+        scored(run)
+        found = [row for _, row in sorted(rows(run, "basic").items())]
+        assert [(r["min_side"], r["max_side"], r["area"]) for r in found] == [
+            (300, 900, 270_000),
+            (256, 256, 65_536),
+            (256, 256, 65_536),
+        ][: len(some)]
+        assert build_base_view(run).manifest()["counts"]["kept_pairs"] == 1
+        told = [text for text in run.view("base").settings()["deviations"] if "size in the tar" in text]
+        assert len(told) == (name == "mixed")
+        assert run.scores("basic").manifest()["counts"].get("sized_as_in_tar", 0) == (name == "mixed")
+
+
 def test_uniform_and_noisy_images() -> None:
     flat = image_scores(np.full((20, 30, 3), 7, np.uint8))
     assert flat[0] == 0 and set(flat[2]) == {7}

@@ -185,6 +185,37 @@ def test_presets_find_their_columns(tmp_path: Path, preset: str, row: dict[str, 
         assert {name: getattr(found, name) for name in wanted} == wanted
 
 
+def test_numbers_of_text_files_are_numbers(tmp_path: Path) -> None:
+    """A preset's columns of numbers hold them in every format, whole ones as int; what is no number is null and counted."""
+    row = {
+        "url": "http://h/{}",
+        "text": "a cat",
+        "similarity": 0.31,
+        "punsafe": 0.5,
+        "WIDTH": 640,
+        "HEIGHT": "",
+        "language": "12",
+    }
+    for number, ending in enumerate(("parquet", "csv.gz", "tsv", "jsonl.gz")):
+        own = row | {"url": f"http://h/{number}", "HEIGHT": 480 if ending == "parquet" else ""}
+        write(tmp_path / f"{number}.{ending}", [own])
+    text = {name: str(value) for name, value in row.items()} | {
+        "url": "http://h/9",
+        "punsafe": "unsafe?",
+        "WIDTH": "nan",
+    }
+    write(tmp_path / "9.csv", [text])
+    source = TableSource(TableSettings(path=str(tmp_path), preset="laion"))
+    found = list(source.candidates())
+    wanted = {"similarity": 0.31, "punsafe": 0.5, "WIDTH": 640, "language": "12"}
+    assert [c.extra for c in found] == [
+        wanted | {"HEIGHT": 480}, *[wanted] * 3, {"similarity": 0.31, "language": "12"},
+    ]  # fmt: skip
+    assert all(isinstance(c.extra["WIDTH"], int) for c in found[:4] if c.extra)
+    assert [c.nsfw for c in found] == ["0.5"] * 4 + ["unsafe?"]
+    assert source.notes == {"value of column punsafe that is no number": 1}
+
+
 @pytest.mark.parametrize(("preset", "row"), [("cc3m", 'a "cat" ,\t{url}\n'), ("cc12m", '{url}\ta "cat" ,\n')])
 def test_conceptual_captions_have_no_header_and_no_quoting(tmp_path: Path, preset: str, row: str) -> None:
     text = "".join(row.format(url=f"http://h/{i}") for i in range(3)) + row.format(url="http://h/9").replace(
