@@ -152,7 +152,7 @@ class HttpFetcher:
             return failed(error), NEVER if is_final(error) else 0.0
         reusable = False
         try:
-            location = response.headers.get("Location")
+            location = response.head.get("location")
             if response.status in REDIRECTS and location:
                 return _Redirect(response.status, location)
             found, wait = self._read(response), response.retry_after()
@@ -198,7 +198,7 @@ class HttpFetcher:
             if response.length == 0:
                 response.read()  # takes no time, and the connection can be used again
             return Fetched(reason=reason_of_status(status), http_status=status)
-        if self.settings.respect_robots_tag and is_opted_out(response.headers.get_all("X-Robots-Tag", []), self._agent):
+        if self.settings.respect_robots_tag and is_opted_out(response.head.get_all("x-robots-tag"), self._agent):
             return Fetched(reason=Reason.OPTED_OUT, http_status=status)
         return Fetched(response.body(self.settings.max_bytes), http_status=status)
 

@@ -3,12 +3,14 @@
 import email.utils
 import time
 import zlib
-from http.client import HTTPResponse, IncompleteRead
+from http.client import HTTPResponse, IncompleteRead, UnknownProtocol
 
 from data.fetch.connections import Timed
+from data.fetch.headers import Headers, read_headers
 
 LONGEST_WAIT = 86_400.0
-GZIP_MAGIC = b"\x1f\x8b"
+GZIP, GZIP_MAGIC = ("gzip", "x-gzip"), b"\x1f\x8b"
+INTERIM = (100, 102, 103)
 
 
 class BodyTooLarge(Exception):
@@ -16,16 +18,28 @@ class BodyTooLarge(Exception):
 
 
 class Response(HTTPResponse):
-    """An answer that is read from a connection of ours. Interim answers (100, 102, 103) are read over."""
+    """An answer that is read from a connection of ours: http.client reads its body, we its head. `head` are its headers."""
+
+    head: Headers
 
     def __init__(self, connection: Timed) -> None:
         super().__init__(connection, method="GET")
 
     def begin(self) -> None:
-        super().begin()
-        while self.status in (102, 103):
-            self.headers = None  # type: ignore[assignment]  # http.client's own mark of an answer that has not begun
-            super().begin()
+        """Read the head; interim answers (100, 102, 103) are read over. Raises HTTPException and OSError."""
+        self.status = INTERIM[0]
+        while self.status in INTERIM:
+            version, self.status, _ = self._read_status()  # type: ignore[attr-defined]
+            self.head = read_headers(self.fp)
+        if not version.startswith(("HTTP/1.", "HTTP/0.9")):
+            raise UnknownProtocol(version)
+        self.chunked, self.chunk_left = self.head.is_chunked(), None
+        self.length = None if self.chunked else self.head.content_length()
+        if self.status in (204, 304) or self.status < 200:
+            self.length = 0
+        asked = self.head.get("connection").lower()
+        stays = "keep-alive" in asked if version in ("HTTP/1.0", "HTTP/0.9") else "close" not in asked
+        self.will_close = not stays or (self.length is None and not self.chunked)
 
     def _read_next_chunk_size(self) -> int:
         size: int = super()._read_next_chunk_size()  # type: ignore[misc]
@@ -44,10 +58,7 @@ class Response(HTTPResponse):
         if len(content) > max_bytes:
             raise BodyTooLarge(f"more than {max_bytes} bytes")
         # We ask for no compression. Some servers compress all the same; others only say so, and send the image as it is.
-        if content.startswith(GZIP_MAGIC) and (self.getheader("Content-Encoding") or "").strip().lower() in (
-            "gzip",
-            "x-gzip",
-        ):
+        if content.startswith(GZIP_MAGIC) and self.head.get("content-encoding").lower() in GZIP:
             return _inflated(content, max_bytes)
         return content
 
@@ -57,7 +68,7 @@ class Response(HTTPResponse):
 
     def retry_after(self) -> float:
         """Seconds that a 429 or 503 asks us to wait; 0 where it does not say."""
-        return seconds_of(self.headers.get("Retry-After", "")) if self.status in (429, 503) else 0.0
+        return seconds_of(self.head.get("retry-after")) if self.status in (429, 503) else 0.0
 
 
 def _inflated(content: bytes, max_bytes: int) -> bytes:
