@@ -18,12 +18,11 @@ if TYPE_CHECKING:
 def build(config: Config, _: argparse.Namespace) -> None:
     from data.dataset import build_dataset, require_stored
     from data.executors import open_executor
-    from data.upkeep.reshard import describe, is_resharded
+    from data.upkeep.reshard import describe, is_resharded, require_written
 
     run = Run.open(config)
     if is_resharded(run.dataset):
-        run.dataset.require(f"python -m data reshard --to {run.folder.name}")
-        print(describe(run.dataset))
+        print(describe(require_written(run.dataset)))
         return
     with open_executor(config[ClusterSettings], run.scratch) as executor:
         artifact = build_dataset(run, executor)
@@ -67,7 +66,11 @@ def view(config: Config, arguments: argparse.Namespace) -> None:
     run = Run.open(config)
     artifact = build_base_view(run) if arguments.name == "base" else build_train_view(run)
     counts = artifact.manifest()["counts"]
-    print(f"view {arguments.name} keeps {counts['kept_pairs']:,} of {counts['pairs']:,} pairs: {artifact.folder}")
+    gone = counts.get("dropped_removed_pairs", 0)
+    removed = f", {gone:,} left out as removed" if gone else ""
+    print(
+        f"view {arguments.name} keeps {counts['kept_pairs']:,} of {counts['pairs']:,} pairs{removed}: {artifact.folder}"
+    )
 
 
 def verify(config: Config, arguments: argparse.Namespace) -> None:

@@ -1,6 +1,8 @@
 """The run folder: `runs/<name>/`, the artifacts made by one config."""
 
 import tomllib
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,8 @@ from data.config import SECTIONS, Config, section_model
 from data.errors import UserError
 from data.runner import flatten
 from data.settings import RunSettings
+
+REMADE = "views"  # cheap: what this section shapes records its own settings, and is made again when they change
 
 
 class Run:
@@ -41,8 +45,8 @@ class Run:
     def artifact(self, relative: str) -> Artifact:
         return Artifact(self.folder / relative)
 
-    def view(self, name: str) -> Artifact:
-        return self.artifact(f"views/{name}")
+    def view(self, name: str) -> "View":
+        return View(self, name)
 
     def scores(self, name: str) -> Artifact:
         return self.artifact(f"scores/{name}")
@@ -70,37 +74,81 @@ class Run:
     def scratch(self) -> Path:
         return self.folder / "scratch"
 
-    def _refuse_other_config(self) -> None:
+    def changes(self) -> list["Change"]:
+        """Per section the first setting that is not what it was when artifacts were made that it shapes."""
         path = self.folder / "config.toml"
         if not path.exists():
-            return
+            return []
         try:
             saved = tomllib.loads(path.read_text(encoding="utf-8"))
         except tomllib.TOMLDecodeError as error:
             raise UserError(f"{path} is damaged: {error}; delete {self.folder} or use another run.name") from None
         now = self.config.to_dict()
+        found = []
         for name in SECTIONS:
+            if name == REMADE:
+                continue
             model = section_model(name)
             before, after = (_shaping(flatten(tables.get(name, {})), model.volatile) for tables in (saved, now))
             changed = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
-            owned = (
-                [o for o in model.owns if any((self.folder / o).glob("**/plan.json"))]
-                if name != "run"
-                else self._existing()
-            )
+            # The seed shapes everything.
+            owned = self._existing() if name == "run" else [o for o in model.owns if self._holds_artifact(o)]
             if changed and owned:
                 key = changed[0]
-                # The seed shapes everything; naming every artifact would bury the advice.
-                delete = [str(self.folder)] if name == "run" else [str(self.folder / o) for o in owned]
-                made = "the run" if name == "run" else ", ".join(owned)
-                raise UserError(
-                    f"{self.folder} belongs to another config: {name}.{key} was {before.get(key)!r} "
-                    f"when {made} was made, {self.config.source} says {after.get(key)!r}; "
-                    f"use another run.name, or delete {', '.join(delete)}"
-                )
+                found.append(Change(name, key, before.get(key), after.get(key), tuple(owned)))
+        return found
+
+    def _refuse_other_config(self) -> None:
+        for change in self.changes():
+            raise UserError(f"{self.folder} belongs to another config: {self.explain(change)}")
+
+    def explain(self, change: "Change") -> str:
+        """What changed, and what to do."""
+        whole = change.section == "run"  # naming every artifact would bury the advice
+        made = "the run" if whole else ", ".join(change.owned)
+        delete = [str(self.folder)] if whole else [str(self.folder / owned) for owned in change.owned]
+        return (
+            f"{change.section}.{change.key} was {change.before!r} when {made} was made, {self.config.source} says "
+            f"{change.after!r}; use another run.name, or delete {', '.join(delete)}"
+        )
+
+    def _holds_artifact(self, relative: str) -> bool:
+        return any((self.folder / relative).glob("**/plan.json"))
 
     def _existing(self) -> list[str]:
         return sorted({path.parent.relative_to(self.folder).as_posix() for path in self.folder.glob("**/plan.json")})
+
+
+class View(Artifact):
+    """A view of a run. Its thresholds may move at any time, so `require` also refuses one that is not what the config says now."""
+
+    def __init__(self, run: Run, name: str) -> None:
+        super().__init__(run.folder / "views" / name)
+        self.run, self.name = run, name
+
+    @cached_property
+    def stale(self) -> str:
+        """Why the view is not what it was made from, or as the config says; empty when it is."""
+        from data.reports.status import stale
+
+        return stale(self.run, f"views/{self.name}", self)
+
+    def require(self, make: str) -> "View":
+        super().require(make)
+        if self.stale:
+            raise UserError(f"{self.folder} is stale ({self.stale}); run `{make}` first")
+        return self
+
+
+@dataclass(frozen=True)
+class Change:
+    """A setting whose artifacts, `owned`, were made with another value than the config has now."""
+
+    section: str
+    key: str
+    before: Any
+    after: Any
+    owned: tuple[str, ...]
 
 
 def _shaping(settings: dict[str, Any], volatile: tuple[str, ...]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from data.artifacts import Artifact, read_json
 from data.errors import UserError
+from data.filters.settings import ViewsSettings
 from data.run import Run
 
 # In the order they are made; the command that makes each.
@@ -81,7 +82,9 @@ def next_command(statuses: list[StageStatus]) -> str | None:
 
 def _status(run: Run, name: str, command: str) -> StageStatus:
     if name == "eval":
-        return StageStatus(name, *_report_state(run), command)
+        state, detail = _report_state(run)
+        why = _other_config(run, name) if state == "complete" else ""
+        return StageStatus(name, "stale" if why else state, why or detail, command)
     folders = (
         sorted(p.parent for p in (run.folder / name).glob("*/*/plan.json"))
         if name == "samples"
@@ -90,6 +93,8 @@ def _status(run: Run, name: str, command: str) -> StageStatus:
     artifacts = [Artifact(folder) for folder in folders if (folder / "plan.json").exists()]
     if not artifacts:
         return StageStatus(name, "missing", "", command)
+    if why := _other_config(run, name) or (_other_source(run) if name == "dataset" else ""):
+        return StageStatus(name, "stale", why, command)
     for artifact in artifacts:
         if not artifact.is_complete():
             parts = (artifact.plan_json() or {"parts": []})["parts"]
@@ -120,12 +125,45 @@ def stale(run: Run, name: str, artifact: Artifact) -> str:
                     f"{artifact.folder.name}: the {input_name} it was made from has changed since (part {part['name']})"
                 )
     if name.startswith("views/"):
+        if why := _other_thresholds(run, name, artifact):
+            return why
+        if name == "views/train" and (why := run.view("base").stale):
+            return f"the view base is stale ({why})"
         if _keeps_removed(run, artifact):
             return f"{artifact.folder.name}: it keeps samples that were removed since"
         for other in sorted({other for part in parts for other in part["inputs"]} & checks.keys() - {"base", "ledger"}):
             if why := stale(run, f"scores/{other}", run.scores(other)):
                 return f"{artifact.folder.name}: scores/{other} is stale ({why})"
     return _lacks(run, artifact, {part["name"] for part in parts}) if name in _BY_SHARD else ""
+
+
+def _other_config(run: Run, name: str) -> str:
+    """Which setting of the config is not what it was when the stage was made, and what to do."""
+    for change in run.changes():
+        if any(name == owned or owned.startswith(f"{name}/") or name.startswith(f"{owned}/") for owned in change.owned):
+            return run.explain(change)
+    return ""
+
+
+def _other_source(run: Run) -> str:
+    """How the input differs from the one that the dataset was planned from. Reads what `make dataset` reads of it."""
+    from data.upkeep.retry import refuse_changed_source
+
+    try:
+        refuse_changed_source(run)
+        return ""
+    except UserError as error:
+        return str(error)
+
+
+def _other_thresholds(run: Run, name: str, view: Artifact) -> str:
+    """Which setting of a view has moved since it was made."""
+    view_name = name.removeprefix("views/")
+    made = (view.plan_json() or {"settings": {}})["settings"]
+    for key, value in getattr(run.config[ViewsSettings], view_name).model_dump(mode="json").items():
+        if made.get(key) != value:
+            return f"views.{view_name}.{key} was {made.get(key)!r} when it was made, {run.config.source} says {value!r}"
+    return ""
 
 
 def _old_duplicates(run: Run) -> str:

@@ -1,6 +1,7 @@
 """Removal: samples that must not be used any more. Views leave them out as `removed`; `reshard` takes them out of the bytes.
 
-`removed.parquet` in the run folder grows by appending: one row per entry of a list and key that it names, key null where none is.
+`removed.parquet` in the run folder grows by appending: one row per entry of a list and key that it names in the frozen plan `plan`,
+key null where none is. Entries hold for what is stored later too, so what is removed is asked of `removed_keys`, never of the file.
 """
 
 import io
@@ -16,18 +17,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data.artifacts import publish_bytes
+from data.artifacts import fingerprint, publish_bytes
 from data.errors import UserError
 from data.ledger import read_ledger
-from data.plan import read_plan
+from data.plan import read_frozen, read_plan
 from data.run import Run
+from data.settings import DatasetSettings
 
 REMOVED_FILE = "removed.parquet"
-REMOVED_SCHEMA = pa.schema([("key", pa.string()), ("entry", pa.string())])
+REMOVED_SCHEMA = pa.schema([("key", pa.string()), ("entry", pa.string()), ("plan", pa.string())])
 FORMAT = (
     "write one entry a line: a key (000000042), a sha256 (64 hex digits), a URL, a domain, or kind:value with one of "
     "key, sha256, url, domain, phash (16 hex digits)"
 )
+# They name images by content, of which more may be stored; the others are settled once the plan is frozen.
+BY_CONTENT = ("sha256", "phash")
 _COMMENT = re.compile(r"(^|\s)#.*")
 
 
@@ -47,11 +51,55 @@ def removed_path(run: Run) -> Path:
 
 
 def removed_keys(run: Run) -> frozenset[str]:
-    """Keys of removed samples; empty when nothing was removed."""
+    """Keys of removed samples as the dataset stands; empty when nothing was removed.
+
+    That is what the entries named when they were given, what they name of what was stored since, and all copies of those.
+    """
+    if not removed_path(run).exists():
+        return frozenset()
+    recorded = _recorded(run)
+    settled = recorded.filter(pc.equal(recorded["plan"], _plan_digest(run)))
+    keys = frozenset(settled["key"].drop_null().to_pylist())
+    if not run.dataset.is_complete():
+        return keys
+    known = set(settled["entry"].to_pylist())
+    entries = [Entry(*text.split(":", 1)) for text in pc.unique(recorded["entry"]).to_pylist() if ":" in text]
+    open_ = [e for e in entries if e.kind in BY_CONTENT or str(e) not in known]
+    if not run.scores("basic").is_complete():  # no view is made before them
+        open_ = [e for e in open_ if e.kind != "phash"]
+    found = resolve(run, open_, run.config[DatasetSettings].exclude.phash_distance)
+    return with_copies(run, keys.union(*found.values()))
+
+
+def with_copies(run: Run, keys: frozenset[str]) -> frozenset[str]:
+    """`keys`, and those of all candidates with the same original or stored bytes: whoever asks wants the image gone."""
+    columns = ("original_sha256", "stored_sha256")
+    ledger = read_ledger(run.dataset, columns=["key", *columns])
+    named = pc.is_in(ledger["key"], pa.array(sorted(keys), pa.string()))
+    before = -1
+    while (n := pc.sum(named).as_py() or 0) > before:
+        before = n
+        for column in columns:
+            hashes = pc.unique(ledger[column].filter(named)).drop_null()
+            named = pc.or_(named, pc.is_in(ledger[column], hashes))
+    return keys.union(ledger["key"].filter(named).to_pylist())
+
+
+def _recorded(run: Run) -> pa.Table:
+    """REMOVED_SCHEMA; without a file, no rows."""
     path = removed_path(run)
     if not path.exists():
-        return frozenset()
-    return frozenset(pq.read_table(path, columns=["key"])["key"].drop_null().to_pylist())
+        return REMOVED_SCHEMA.empty_table()
+    table = pq.read_table(path)
+    if "plan" not in table.column_names:  # of an earlier version of the toolkit
+        table = table.append_column("plan", pa.array([_plan_digest(run)] * len(table), pa.string()))
+    return table
+
+
+def _plan_digest(run: Run) -> str:
+    """Of the frozen plan: under another one, from a dataset that was deleted and made anew, a key names another image."""
+    frozen = read_frozen(run.dataset.folder)
+    return "" if frozen is None else fingerprint(list(frozen.shards))
 
 
 def read_entries(path: Path) -> list[Entry]:
@@ -103,15 +151,19 @@ def _kind_of(text: str) -> str:
 def resolve(run: Run, entries: Sequence[Entry], phash_distance: int) -> dict[Entry, list[str]]:
     """Every entry -> keys of the candidates it names, ascending; of all candidates, because a retry might still store them.
 
+    The bytes of a candidate that is not stored are unknown: what a hash names of them is found once they are (`removed_keys`).
     Raises UserError when a perceptual hash is given and `scores/basic`, which holds those of the images, is missing.
     """
+    if not entries:
+        return {}
     dataset = run.dataset.require("make dataset")
     found: dict[Entry, set[str]] = {entry: set() for entry in entries}
     plan = read_plan(dataset.folder, columns=["key"])["key"]
-    ledger = read_ledger(dataset, columns=["key", "original_sha256", "stored_sha256"])
     _by_value(found, "key", plan, plan)
-    for column in ("original_sha256", "stored_sha256"):
-        _by_value(found, "sha256", ledger[column], ledger["key"])
+    if any(entry.kind == "sha256" for entry in entries):
+        ledger = read_ledger(dataset, columns=["key", "original_sha256", "stored_sha256"])
+        for column in ("original_sha256", "stored_sha256"):
+            _by_value(found, "sha256", ledger[column], ledger["key"])
     _by_url(run, found)
     _by_phash(run, found, phash_distance)
     return {entry: sorted(keys) for entry, keys in found.items()}
@@ -161,22 +213,19 @@ def _by_phash(run: Run, found: dict[Entry, set[str]], distance: int) -> None:
         found[entry].update(keys[row] for row in np.flatnonzero(near))
 
 
-def record(run: Run, found: dict[Entry, list[str]]) -> frozenset[str]:
-    """Append what is new to `removed.parquet`; returns the keys that were not removed before."""
-    path = removed_path(run)
-    before = removed_keys(run)
-    old = pq.read_table(path) if path.exists() else REMOVED_SCHEMA.empty_table()
-    known = set(zip(old["key"].to_pylist(), old["entry"].to_pylist(), strict=True))
-    rows: list[tuple[str | None, str]] = []
+def record(run: Run, found: dict[Entry, list[str]]) -> None:
+    """Append what is new to `removed.parquet`."""
+    old, plan = _recorded(run), _plan_digest(run)
+    known = set(zip(*(old[name].to_pylist() for name in REMOVED_SCHEMA.names), strict=True))
+    rows: list[tuple[str | None, str, str]] = []
     for entry, keys in found.items():
-        rows += [(key, str(entry)) for key in keys] or [(None, str(entry))]
+        rows += [(key, str(entry), plan) for key in keys] or [(None, str(entry), plan)]
     new = [row for row in rows if row not in known]
     if new:
-        added = pa.table({"key": [k for k, _ in new], "entry": [e for _, e in new]}, REMOVED_SCHEMA)
+        added = pa.table([pa.array(column, pa.string()) for column in zip(*new, strict=True)], schema=REMOVED_SCHEMA)
         out = io.BytesIO()
         pq.write_table(pa.concat_tables([old, added]).combine_chunks(), out, compression="zstd")
-        publish_bytes(path, out.getvalue())
+        publish_bytes(removed_path(run), out.getvalue())
         run.logs.mkdir(parents=True, exist_ok=True)
         with (run.logs / "removal.jsonl").open("a", encoding="utf-8") as log:
             log.write(json.dumps({"time": time.time(), "entries": [str(entry) for entry in found]}) + "\n")
-    return frozenset(key for key, _ in new if key is not None) - before

@@ -3,26 +3,33 @@
 from data.run import Run
 from data.shards import ShardReader
 from data.upkeep.exposure import kept_now, who_saw
-from data.upkeep.removal import Entry, record, removed_keys, removed_path
+from data.upkeep.removal import Entry, record, removed_keys, removed_path, with_copies
+from data.upkeep.words import counted
 from data.views import build_base_view, build_train_view
 
 
 def remove(run: Run, found: dict[Entry, list[str]]) -> list[str]:
     """Apply resolved entries; returns what to tell the user, a line each."""
-    keys = frozenset(key for of_entry in found.values() for key in of_entry)
-    kept = kept_now(run, keys)
-    new = record(run, found)
+    named = frozenset(key for of_entry in found.values() for key in of_entry)
+    keys = with_copies(run, named)
+    kept, before = kept_now(run, keys), removed_keys(run)
+    record(run, found)
+    now = removed_keys(run)
     stored = keys & set(ShardReader(run.dataset).keys())
-    lines = [f"{entry}: {len(of_entry):,} candidates" for entry, of_entry in found.items() if of_entry]
-    missed = [str(entry) for entry, of_entry in found.items() if not of_entry]
-    if missed:
+    lines = [f"{entry}: {counted(len(of_entry), 'candidate')}" for entry, of_entry in found.items() if of_entry]
+    if copies := sorted(keys - named):
         lines.append(
-            f"{len(missed):,} entries name nothing in this dataset: {', '.join(missed[:5])}{' ...' if len(missed) > 5 else ''}; "
-            "they are remembered here; put them on the lists of [dataset.exclude] for the next download"
+            f"{counted(len(copies), 'more candidate')} with the same original or stored bytes: {_some(copies)}; "
+            "the image is what goes, whatever its address"
+        )
+    if missed := [str(entry) for entry, of_entry in found.items() if not of_entry]:
+        lines.append(
+            f"{counted(len(missed), 'entry', 'entries')} without a candidate so far: {_some(missed)}; what a later retry stores is "
+            "held against them; put them on the lists of [dataset.exclude] for the next download"
         )
     lines.append(
-        f"{len(keys):,} keys are removed, {len(new):,} of them newly; {len(stored):,} have a stored image; "
-        f"{len(removed_keys(run)):,} in all: {removed_path(run)}"
+        f"{counted(len(keys), 'key')} named, {len(keys - before):,} of them newly removed, {len(stored):,} with a stored image; "
+        f"{len(now):,} removed in all: {removed_path(run)}"
     )
     lines += _make_views(run)
     seen = who_saw(run, keys, kept)
@@ -30,6 +37,10 @@ def remove(run: Run, found: dict[Entry, list[str]]) -> list[str]:
         lines.append("These have seen them:")
         lines += [f"  {s.name}: {s.what}; {s.remedy}" for s in seen]
     return lines
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
 
 
 def _make_views(run: Run) -> list[str]:
@@ -40,6 +51,6 @@ def _make_views(run: Run) -> list[str]:
             counts = build(run).manifest()["counts"]
             gone = counts.get("dropped_removed_pairs", 0)
             lines.append(
-                f"view {name} made again: keeps {counts['kept_pairs']:,} pairs, {gone:,} are left out as removed"
+                f"view {name} made again: keeps {counted(counts['kept_pairs'], 'pair')}, {gone:,} left out as removed"
             )
     return lines

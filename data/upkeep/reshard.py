@@ -5,6 +5,7 @@ Keys, splits and image bytes stay as they are. Of a sample's captions only the k
 
 import hashlib
 import json
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -48,16 +49,27 @@ def describe(dataset: Artifact) -> str:
     )
 
 
+def require_written(dataset: Artifact) -> Artifact:
+    """A resharded dataset that is complete. Raises UserError with the command that goes on with one that is not."""
+    origin = read_json(dataset.folder / MARK, "origin of the resharded dataset")
+    runs = dataset.folder.parent.parent
+    # The config that the origin saved, because what another config says of the view may differ.
+    config = shlex.quote(str(runs / origin["run"] / "config.toml"))
+    name = dataset.folder.parent.name
+    return dataset.require(f"python -m data reshard --config {config} --view {origin['view']} --to {name}")
+
+
 def reshard(run: Run, view: str, name: str, executor: Executor) -> Run:
     """Write the view `view` of `run` out as the dataset of the run `name` beside it. Returns that run.
 
-    Killed half-way, the same call goes on. Raises UserError when the view is missing or stale, or `name` is taken.
+    Killed half-way, the same call goes on. Raises UserError when the view is missing, stale or empty, or `name` is taken.
     """
-    from data.reports.status import stale
-
     artifact = run.view(view).require(f"python -m data view --name {view}")
-    if why := stale(run, f"views/{view}", artifact):
-        raise UserError(f"the view {view} is stale ({why}); run `python -m data view --name {view}` first")
+    if not artifact.manifest()["counts"]["kept_pairs"]:
+        raise UserError(
+            f"the view {view} keeps nothing, so there is nothing to write out; loosen [views.{view}] and run "
+            f"`python -m data view --name {view}`"
+        )
     target = _target_run(run, name)
     origin = {"view": view, "view_digest": artifact.digest(), "dataset": run.dataset.digest(), "run": run.folder.name}
     _claim(target.dataset, origin)

@@ -19,9 +19,10 @@ from data.executors import Executor
 from data.faults import boundary
 from data.fetch.reasons import TRANSIENT, Reason
 from data.ledger import last_of_each, ledger_path, read_ledger
-from data.plan import PLAN_SCHEMA, RETRIES, plan_digest, read_plan, retry_path
+from data.plan import PLAN_SCHEMA, RETRIES, freeze_plan, plan_digest, read_plan, retry_path
 from data.run import Run
 from data.settings import DatasetSettings
+from data.upkeep.words import counted
 
 RETRIES_FILE = "retries.json"
 # Nothing was asked for these, and asking again would not change that.
@@ -119,6 +120,17 @@ def _latest_part(folder: Path, parts: Sequence[str], keys: Sequence[str]) -> dic
     return {key: parts[owners[row]] for key, row in zip(held, last, strict=True)}
 
 
+def refuse_changed_source(run: Run) -> None:
+    """Raise UserError when the input cannot be read, or differs from the one whose plan finished parts were made from."""
+    from data.sources.source import open_source
+    from data.upkeep.reshard import is_resharded
+
+    folder, settings = run.dataset.folder, run.config[DatasetSettings]
+    # With finished parts, freezing only compares.
+    if any((folder / "parts").glob("*.json")) and not is_resharded(run.dataset):
+        freeze_plan(folder, open_source(settings, run.seed), settings, run.seed)
+
+
 def retry(run: Run, reasons: frozenset[Reason], executor: Executor) -> str:
     """Finish what was begun, or else freeze and download a retry; returns what was done, in a line.
 
@@ -126,10 +138,14 @@ def retry(run: Run, reasons: frozenset[Reason], executor: Executor) -> str:
     """
     from data.dataset import build_dataset
     from data.upkeep.removal import removed_keys
+    from data.upkeep.reshard import describe, is_resharded, require_written
 
     dataset = run.dataset
     if dataset.plan_json() is None:
         dataset.require("make dataset")
+    if is_resharded(dataset):
+        return describe(require_written(dataset))
+    refuse_changed_source(run)
     if not dataset.is_complete() or waiting_retries(dataset):
         build_dataset(run, executor)
         return "finished what an earlier command had begun; run retry-failed again to retry what still failed"
@@ -140,4 +156,4 @@ def retry(run: Run, reasons: frozenset[Reason], executor: Executor) -> str:
     counts = [dataset.standing(retry.name) for retry in new]
     stored = sum(receipt.counts["stored_samples"] for receipt in counts if receipt is not None)
     rows = sum(len(read_plan(dataset.folder, int(retry.name), ["key"])) for retry in new)
-    return f"retried {rows:,} samples in {len(new)} new shards, {stored:,} of them are stored now"
+    return f"retried {counted(rows, 'sample')} in {counted(len(new), 'new shard')}, stored now: {stored:,}"

@@ -10,10 +10,11 @@ from PIL import Image
 
 
 class Web:
-    """A server of `/<n>.png`; `broken` maps n to a status; `asked` counts requests by n; after `limit` answers all are 500."""
+    """A server of `/<n>.png`; `broken` maps n to a status, `broken_paths` answer 503; `asked` counts requests by n; after `limit` answers all are 500."""
 
     def __init__(self) -> None:
         self.broken: dict[int, int] = {}
+        self.broken_paths: set[str] = set()
         self.asked: Counter[int] = Counter()
         self.limit: int | None = None
         web = self
@@ -22,6 +23,9 @@ class Web:
             def do_GET(self) -> None:
                 n = int(self.path[1:].split(".")[0])
                 web.asked[n] += 1
+                if self.path in web.broken_paths:
+                    self.send_error(503)
+                    return
                 if n in web.broken or (web.limit is not None and web.asked.total() > web.limit):
                     self.send_error(web.broken.get(n, 500))
                     return

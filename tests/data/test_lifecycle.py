@@ -72,7 +72,7 @@ def test_a_retry_appends_and_touches_nothing(web: Web, tmp_path: Path) -> None:
     )
     web.broken = {2: 503}
     web.asked.clear()
-    assert again(run) == "retried 3 samples in 1 new shards, 2 of them are stored now"
+    assert again(run) == "retried 3 samples in 1 new shard, stored now: 2"
     assert set(web.asked) == {1, 2, 9}, "only what failed for a reason that may pass is asked for"
     after = stored_tree(run)
     changed = {name for name in before if before[name] != after[name]}
@@ -111,17 +111,32 @@ def test_retries_of_retries_and_named_reasons(web: Web, tmp_path: Path) -> None:
     run = Run.open(config(tmp_path, web))
     build_dataset(run, InProcess())
     web.broken = {0: 500, 7: 404}
-    assert again(run).startswith("retried 6 samples in 2 new shards, 5 of them")
+    assert again(run) == "retried 6 samples in 2 new shards, stored now: 5"
     web.broken = {}
-    assert again(run).startswith("retried 1 samples in 1 new shards, 1 of them")
+    assert again(run) == "retried 1 sample in 1 new shard, stored now: 1"
     assert [r.earlier for r in frozen_retries(run.dataset.folder)] == [("00000",), ("00001",), ("00003",)]
     assert again(run).startswith("nothing to retry")
-    assert again(run, "http_4xx").startswith("retried 1 samples in 1 new shards, 1 of them")
+    assert again(run, "http_4xx") == "retried 1 sample in 1 new shard, stored now: 1"
     assert len(ShardReader(run.dataset).keys()) == len(read_ledger(run.dataset)) == 10
     with pytest.raises(UserError, match="--reason nonsense is not a reason; reasons that can be retried: animated, "):
         again(run, "nonsense")
     with pytest.raises(UserError, match="--reason no_caption was never asked for"):
         again(run, "no_caption")
+
+
+def test_a_retry_of_a_changed_list_is_refused(web: Web, tmp_path: Path) -> None:
+    for broken in ({}, {1: 500}):
+        web.broken = broken
+        run = Run.open(config(tmp_path, web, name=f"t{len(broken)}"))
+        build_dataset(run, InProcess())
+        content = (tmp_path / "list.csv").read_text()
+        (tmp_path / "list.csv").write_text(content + f"http://{web.address}/11.png,one more\n")
+        with pytest.raises(UserError, match=r"the source has changed since: .*list.csv had"):
+            again(run)
+        (tmp_path / "list.csv").unlink()
+        with pytest.raises(UserError, match=r"dataset.table.path: cannot read .*list.csv"):
+            again(run)
+        assert not frozen_retries(run.dataset.folder)
 
 
 def test_views_scores_and_embeddings_append(web: Web, tmp_path: Path) -> None:
@@ -226,7 +241,7 @@ def test_a_retry_that_fails_again_is_finished(web: Web, tmp_path: Path) -> None:
         build_dataset(run, InProcess())
     web.broken = dict.fromkeys(range(11), 500)
     build_dataset(run, InProcess())
-    assert again(run) == "retried 11 samples in 1 new shards, 0 of them are stored now"
+    assert again(run) == "retried 11 samples in 1 new shard, stored now: 0"
     assert run.dataset.is_complete()
 
 
@@ -236,7 +251,7 @@ def test_a_freeze_that_was_killed_leaves_nothing_behind(web: Web, tmp_path: Path
     build_dataset(run, InProcess())
     assert exit_code_with_fault("retries@00004", retry_there, tmp_path, web.address) == -signal.SIGKILL
     web.broken = {}
-    assert again(run, "http_4xx").startswith("retried 1 samples in 1 new shards")
+    assert again(run, "http_4xx").startswith("retried 1 sample in 1 new shard, ")
     assert run.dataset.verify() == []
 
 

@@ -120,6 +120,35 @@ def test_a_report_that_a_kill_prevented_is_not_complete(tmp_path: Path, photos: 
     assert state(run, "samples") == "missing"
 
 
+def test_status_names_another_config_and_another_input(tmp_path: Path, photos: Path) -> None:
+    run = Run.open(config(tmp_path, photos))
+    build_dataset(run, InProcess())
+    build_view(run)
+    assert {s.state for s in run_status(run)} == {"complete", "missing"}
+
+    def detail(config: Any, name: str = "dataset") -> str:
+        line = next(s for s in run_status(Run(config)) if s.name == name)
+        assert line.state == "stale", line
+        return line.detail
+
+    tables = run.config.to_dict()
+    tables["dataset"]["image"]["size"] = 32
+    other = make_config(tmp_path, **tables)
+    assert "dataset.image.size was 16 when dataset was made, test config says 32; use another run.name" in detail(other)
+    reseeded = make_config(
+        tmp_path, **run.config.to_dict() | {"run": {"name": "t", "folder": str(tmp_path), "seed": 4}}
+    )
+    assert all("run.seed was 3 when the run was made" in detail(reseeded, name) for name in ("dataset", "views/base"))
+    duplicates = make_config(tmp_path, **run.config.to_dict() | {"views": {"duplicates": {"distance": 1}}})
+    assert "other settings than views.duplicates" in detail(duplicates, "scores/duplicates")
+    write_captions(photos, ["a red wall", "another wall", "a blue wall", "a white wall"])
+    assert "the source has changed since: source/captions" in detail(run.config)
+    (photos / "captions.csv").unlink()
+    assert "captions.csv" in detail(run.config)
+    shutil.rmtree(photos)
+    assert "photos" in detail(run.config)
+
+
 def test_an_unusable_run_folder_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     toml = tmp_path / "c.toml"
     (tmp_path / "file").write_text("")
