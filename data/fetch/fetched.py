@@ -16,7 +16,7 @@ FAILURES = (HTTPException, OSError, HostRefused, BodyTooLarge)
 
 @dataclass(frozen=True)
 class Fetched:
-    """Bytes, or a reason; `detail` is free text for the log and never enters the ledger."""
+    """Bytes, or a reason; `detail` is free text for the log and never enters the ledger. `attempts` is 0 where nobody was asked."""
 
     content: bytes | None = None
     reason: Reason | None = None
@@ -37,7 +37,8 @@ def failed(error: Exception, status: int | None = None) -> Fetched:
     """The reason behind one of `FAILURES`. Raises `error` again where it is our own trouble."""
     if isinstance(error, OSError) and error.errno in OUT_OF_FILES:
         raise error
-    return Fetched(reason=_reason_of(error), http_status=status, detail=f"{type(error).__name__}: {error}"[:300])
+    reason, detail = _reason_of(error), f"{type(error).__name__}: {error}"[:300]
+    return Fetched(reason=reason, http_status=status, attempts=0 if reason == Reason.HOST_REFUSED else 1, detail=detail)
 
 
 def _reason_of(error: Exception) -> Reason:

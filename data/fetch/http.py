@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from data.fetch.connections import Connections, Timed, seconds_left
 from data.fetch.dns import is_final
+from data.fetch.failing import FailingHosts, failure_of
 from data.fetch.fetched import FAILURES, Fetched, failed, reason_of_status
 from data.fetch.limits import HostHeld, HostLimits
 from data.fetch.reasons import TRANSIENT, Reason
@@ -52,6 +53,7 @@ class HttpFetcher:
         limits: HostLimits | None = None,
     ) -> None:
         self.settings, self._trusted, self._rewrite, self._limits = settings, trusted, rewrite, limits
+        self._failing = FailingHosts(settings.host_failures)
         self._connections = Connections(settings.allow_private_hosts, trusted, keep=2 * settings.threads)
         agent = settings.user_agent + (f" (+{settings.contact})" if settings.contact else "")
         self._agent = agent_token(settings.user_agent)
@@ -61,7 +63,7 @@ class HttpFetcher:
             asking = settings.model_copy(
                 update={
                     "attempts": 1, "max_bytes": ROBOTS_BYTES, "max_redirects": ROBOTS_REDIRECTS, "respect_robots_tag": False,
-                    "respect_robots_txt": False,
+                    "respect_robots_txt": False, "host_failures": 0,
                 }
             )  # fmt: skip
             self._robots = RobotsTxt(HttpFetcher(asking, trusted, limits=limits), self._agent)
@@ -72,17 +74,16 @@ class HttpFetcher:
         Raises OSError when this process or machine is out of file descriptors, and whatever is a mistake of ours.
         """
         clock = _Clock(self.settings)
-        attempt = 1
+        attempt, asked = 1, 0
         while True:
             found, wait = self._follow(self._rewrite(url) if self._rewrite else url, clock)
-            if attempt > 1:
-                found = replace(found, attempts=attempt)
+            asked += found.attempts
             if (
                 found.reason not in TRANSIENT
                 or attempt == self.settings.attempts
                 or not self._pause(url, attempt, wait, clock)
             ):
-                return found
+                return found if asked == found.attempts else replace(found, attempts=asked)
             attempt += 1
 
     def _pause(self, url: str, attempt: int, wait: float, clock: _Clock) -> bool:
@@ -107,23 +108,36 @@ class HttpFetcher:
         try:
             url = parse_url(text)
             for _ in range(self.settings.max_redirects + 1):
-                refusal = self._refusal(url, clock)
-                if refusal is not None:
-                    return Fetched(reason=refusal, detail=f"robots.txt of {url.origin}"), NEVER
-                with self._place(url, clock):
-                    step = self._hop(url, clock.deadline)
+                step = self._step(url, clock)
                 if not isinstance(step, _Redirect):
-                    return step
+                    found, wait = step
+                    return (found if found.attempts or status is None else replace(found, attempts=1)), wait
                 status = step.status
                 url = redirected(url, step.location)
-            return Fetched(reason=Reason.TOO_MANY_REDIRECTS, http_status=status), 0.0
+            found, wait = Fetched(reason=Reason.TOO_MANY_REDIRECTS, http_status=status), 0.0
         except BadUrl as error:
-            return Fetched(reason=Reason.BAD_URL, http_status=status, detail=str(error)[:300]), 0.0
+            found, wait = Fetched(reason=Reason.BAD_URL, http_status=status, detail=str(error)[:300]), 0.0
         except HostHeld as error:
-            return Fetched(reason=Reason.HTTP_429, http_status=status, detail=str(error)), NEVER
+            found, wait = Fetched(reason=Reason.HTTP_429, http_status=status, detail=str(error)), NEVER
+        return replace(found, attempts=0 if status is None else 1), wait
 
-    def _refusal(self, url: Url, clock: _Clock) -> Reason | None:
-        if self._robots is None or self._is_trusted(url):
+    def _step(self, url: Url, clock: _Clock) -> "_Redirect | tuple[Fetched, float]":
+        """One request, unless robots.txt forbids it or the host is one that only fails."""
+        if self._is_trusted(url):
+            return self._hop(url, clock.deadline)
+        refusal = self._failing.answer(url.host) or self._refusal(url, clock)
+        if refusal is not None:
+            return refusal, NEVER
+        with self._place(url, clock):
+            refusal = self._failing.answer(url.host)  # what came out while this row waited for its place
+            if refusal is not None:
+                return refusal, NEVER
+            step = self._hop(url, clock.deadline)
+            self._failing.note(url.host, None if isinstance(step, _Redirect) else failure_of(*step))
+        return step
+
+    def _refusal(self, url: Url, clock: _Clock) -> Fetched | None:
+        if self._robots is None:
             return None
         start = time.monotonic()
         refusal = self._robots.refusal(url)
@@ -132,7 +146,7 @@ class HttpFetcher:
 
     @contextmanager
     def _place(self, url: Url, clock: _Clock) -> Iterator[None]:
-        if self._limits is None or self._is_trusted(url):
+        if self._limits is None:
             yield
             return
         start = time.monotonic()

@@ -18,7 +18,7 @@ MOST_BYTES = 500 * 1024  # what RFC 9309 asks a crawler to read at least; the re
 MOST_ORIGINS = 2000
 KEEP, KEEP_UNREACHABLE = 86_400.0, 60.0  # seconds
 # What tells of the host and not of its robots.txt: the image could not be had either.
-OF_THE_HOST = (Reason.DNS, Reason.HOST_REFUSED)
+OF_THE_HOST = (Reason.DNS, Reason.HOST_REFUSED, Reason.CONNECTION, Reason.TLS, Reason.TIMEOUT)
 
 Rules = list[tuple[bool, str]]  # allowed, pattern
 
@@ -29,7 +29,7 @@ class RobotsTxt:
     def __init__(self, fetch: Callable[[str], Fetched], agent: str) -> None:
         self._fetch, self._agent = fetch, agent
 
-    def refusal(self, url: Url) -> Reason | None:
+    def refusal(self, url: Url) -> Fetched | None:
         """Why the URL must not be fetched; None where it may be."""
         entry = _entry(self._agent, url.origin)
         with entry.lock:  # the first thread asks, the others wait for its answer
@@ -38,23 +38,27 @@ class RobotsTxt:
                 entry.until = time.monotonic() + (KEEP if isinstance(entry.verdict, list) else KEEP_UNREACHABLE)
             verdict = entry.verdict
         if isinstance(verdict, list):
-            return None if is_allowed(verdict, url.target) else Reason.ROBOTS_TXT
+            if is_allowed(verdict, url.target):
+                return None
+            return Fetched(reason=Reason.ROBOTS_TXT, attempts=0, detail=f"robots.txt of {url.origin}")
         return verdict
 
-    def _read(self, origin: str) -> "Rules | Reason":
+    def _read(self, origin: str) -> "Rules | Fetched":
         found = self._fetch(origin + "/robots.txt")
         if found.content is not None:
             return rules_for(found.content[:MOST_BYTES], self._agent)
         if found.reason in (Reason.HTTP_4XX, Reason.HTTP_OTHER, Reason.TOO_MANY_REDIRECTS, Reason.BAD_URL):
             return []  # there is none
-        return found.reason if found.reason in OF_THE_HOST else Reason.ROBOTS_UNREACHABLE
+        said = found.detail or f"{found.reason}, status {found.http_status}"
+        reason = found.reason if found.reason in OF_THE_HOST else Reason.ROBOTS_UNREACHABLE
+        return Fetched(reason=reason, attempts=0, detail=f"robots.txt of {origin}: {said}"[:300])
 
 
 class _Entry:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.until = float("-inf")
-        self.verdict: Rules | Reason = []
+        self.verdict: Rules | Fetched = []
 
 
 _entries: OrderedDict[tuple[str, str], _Entry] = OrderedDict()

@@ -1,10 +1,12 @@
 """What a config may say about downloading an image and about how it is stored."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from data.config import Settings
+
+Byte = Annotated[int, Field(ge=0, le=255)]
 
 
 class ImageSettings(Settings):
@@ -23,7 +25,7 @@ class ImageSettings(Settings):
     chroma: Literal["444", "420"] = "444"
     min_side: int = Field(default=1, ge=1)
     max_pixels: int = Field(default=89_478_485, ge=1)
-    background: tuple[int, int, int] = (255, 255, 255)
+    background: tuple[Byte, Byte, Byte] = (255, 255, 255)
     animated: Literal["first_frame", "drop"] = "first_frame"
     reduced_decode: bool = False
 
@@ -32,21 +34,23 @@ class FetchSettings(Settings):
     """Limits of one download; seconds and bytes. Private addresses are refused unless allowed.
 
     `per_host` requests at a time, and `per_host_rate` requests a second (none: no limit), hold for one host over all workers.
-    A `Retry-After` of more than `max_wait` seconds is not waited for. The run stops when fewer than `breaker_min_success` of
-    the last `breaker_window` downloads of a worker, or of the run, succeeded.
+    A `Retry-After` of more than `max_wait` seconds is not waited for. After `host_failures` requests in a row that a host did not
+    answer, or answered by asking to wait, a worker gives the host's rows the same reason at once, for a minute (0: never). The
+    run stops when fewer than `breaker_min_success` of the last `breaker_window` downloads of a worker, or of the run, succeeded.
     """
 
     threads: int = Field(default=16, ge=1, le=256)
-    deadline: float = Field(default=20.0, gt=0)
+    deadline: float = Field(default=20.0, gt=0, le=86_400)
     max_bytes: int = Field(default=50_000_000, ge=1)
     max_redirects: int = Field(default=5, ge=0)
     attempts: int = Field(default=2, ge=1)
-    max_wait: float = Field(default=30.0, ge=0)
+    max_wait: float = Field(default=30.0, ge=0, le=86_400)
     per_host: int = Field(default=8, ge=1, le=256)
     per_host_rate: float | None = Field(default=None, gt=0)
+    host_failures: int = Field(default=20, ge=0)
     allow_private_hosts: bool = False
-    user_agent: str = Field(default="unclip-toolkit/0.1 (research crawler)", pattern=r"^\S[ -~]*$")
-    contact: str | None = Field(default=None, pattern=r"^\S[ -~]*$")
+    user_agent: str = Field(default="unclip-toolkit/0.1 (research crawler)", pattern=r"^[!-~][ -~]*$")
+    contact: str | None = Field(default=None, pattern=r"^[!-~][ -~]*$")
     respect_robots_tag: bool = True
     respect_robots_txt: bool = False
     verify_hash: bool = False
@@ -56,6 +60,6 @@ class FetchSettings(Settings):
 
 # How servers are asked; the other fetch settings decide what is stored.
 HOW_TO_ASK = (
-    "threads", "deadline", "attempts", "max_wait", "per_host", "per_host_rate", "user_agent", "contact",
-    "breaker_window", "breaker_min_success",
+    "threads", "deadline", "attempts", "max_wait", "per_host", "per_host_rate", "host_failures",
+    "user_agent", "contact", "breaker_window", "breaker_min_success",
 )  # fmt: skip

@@ -6,6 +6,7 @@ from typing import Any
 
 _WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
 _BLANK = frozenset(("", "nan", "null", "none", "na", "n/a", "<na>", "\\n"))
+_SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 def line(value: Any) -> str:
@@ -22,8 +23,8 @@ def line(value: Any) -> str:
 
 
 def valid(text: str) -> str:
-    """The text without lone surrogates, which neither Parquet nor UTF-8 can hold."""
-    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+    """The text with U+FFFD for lone surrogates, which neither Parquet nor UTF-8 can hold; as for bytes that are no UTF-8."""
+    return text if text.isascii() else _SURROGATES.sub("\ufffd", text)
 
 
 def number(value: Any) -> float | None:

@@ -2,15 +2,19 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pydantic import ValidationError
 
 from data.errors import UserError
 from data.fetch.files import FolderFetcher, file_url
 from data.fetch.reasons import Reason
+from data.fetch.settings import FetchSettings, ImageSettings
 from data.plan import plan_table
+from data.sources import text
 from data.sources.folder import folder_candidates
 from data.sources.settings import FolderSettings, SplitSettings, TableSettings
 from data.sources.table import table_candidates
@@ -61,3 +65,27 @@ def test_rows_without_a_url_are_one_candidate(tmp_path: Path) -> None:
     )
     found = [(c.source_id, c.url, c.captions) for c in table_candidates(TableSettings(path=str(path)))]
     assert found == [("(no url)", "", ("a", "b")), ("http://h/x", "http://h/x", ("c",))]
+
+
+def test_what_is_no_text_becomes_the_same_character_however_it_came() -> None:
+    assert [text.line(given) for given in (b"bad \xff s", "bad \ud800 s", "bad \udcff s")] == ["bad \ufffd s"] * 3
+    assert text.valid("caf\xe9 \U0001f600") == "caf\xe9 \U0001f600"
+
+
+@pytest.mark.parametrize(
+    ("settings", "given"),
+    [
+        (FetchSettings, {"contact": "\xe9a@b"}), (FetchSettings, {"user_agent": "\xdcnclip"}), (FetchSettings, {"contact": "\x01a"}),
+        (FetchSettings, {"contact": "a\n"}), (FetchSettings, {"contact": " a"}), (FetchSettings, {"deadline": 1e12}),
+        (FetchSettings, {"max_wait": 1e12}), (FetchSettings, {"deadline": float("nan")}), (FetchSettings, {"host_failures": -1}),
+        (ImageSettings, {"background": (300, 0, 0)}), (ImageSettings, {"background": (0, -1, 0)}),
+    ],
+)  # fmt: skip
+def test_settings_that_would_fail_every_part_are_refused(settings: Any, given: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        settings(**given)
+
+
+def test_settings_at_their_bounds() -> None:
+    FetchSettings(deadline=86_400, max_wait=86_400, contact="a", user_agent="!~ ~", host_failures=0)
+    ImageSettings(background=(0, 255, 128))

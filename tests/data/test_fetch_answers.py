@@ -206,6 +206,12 @@ def test_only_what_can_change_is_tried_again() -> None:
         assert get(server.url("/gone")).attempts == 1
 
 
+def test_what_nobody_was_asked_for_has_no_attempt() -> None:
+    with raw_server({"/moved": reply(b"", "302 Found", Location="http://10.0.0.1/")}) as server:
+        get = fetcher(server, attempts=3)
+        assert [get(url).attempts for url in ("ftp://h/x", "http://10.0.0.1/x", server.url("/moved"))] == [0, 0, 1]
+
+
 def test_the_pauses_of_different_urls_differ_and_those_of_one_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
     slept: list[float] = []
     monkeypatch.setattr("data.fetch.http.time.sleep", slept.append)

@@ -1,5 +1,6 @@
 """Opt-outs: X-Robots-Tag headers and robots.txt."""
 
+import socket
 import time
 from typing import Any
 
@@ -167,6 +168,26 @@ def test_a_redirect_is_held_against_the_robots_txt_of_where_it_leads() -> None:
 
 
 def test_a_host_that_cannot_be_had_keeps_its_own_reason() -> None:
-    for reason in (Reason.DNS, Reason.HOST_REFUSED):
-        asked = RobotsTxt(lambda _, reason=reason: Fetched(reason=reason), f"agent-{reason}")
-        assert asked.refusal(parse_url("http://nowhere.example/x")) == reason
+    for reason in (Reason.DNS, Reason.HOST_REFUSED, Reason.CONNECTION, Reason.TLS, Reason.TIMEOUT):
+        answer = Fetched(reason=reason, detail="why")
+        asked = RobotsTxt({"http://nowhere.example/robots.txt": answer}.__getitem__, f"agent-{reason}")
+        refusal = asked.refusal(parse_url("http://nowhere.example/x"))
+        assert refusal == Fetched(reason=reason, attempts=0, detail="robots.txt of http://nowhere.example: why")
+
+
+def test_a_refusing_and_a_stalling_host_keep_their_own_reasons() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/x"
+        stalled = obeying(deadline=0.2)(url)
+    robots._entries.clear()
+    refused = obeying()(url)
+    assert (stalled.reason, refused.reason) == (Reason.TIMEOUT, Reason.CONNECTION)
+    assert "timed out" in stalled.detail and "Connection refused" in refused.detail
+    assert stalled.attempts == refused.attempts == 0
+
+
+def test_what_made_robots_txt_unreadable_is_logged() -> None:
+    with raw_server({"/robots.txt": reply(b"", "503 No")}) as server:
+        found = obeying()(server.url("/x"))
+    assert found.detail == f"robots.txt of http://{server.authority}: http_5xx, status 503"
+    assert (found.http_status, found.attempts) == (None, 0)
