@@ -125,14 +125,13 @@ def funnel(config: Config, arguments: argparse.Namespace) -> None:
     import io
 
     from data.artifacts import publish_bytes
-    from data.reports.funnel import draw_funnel, funnel_rows, funnel_text, shards_text
+    from data.reports.funnel import draw_funnel, funnel_notes, funnel_rows, funnel_text, shards_text
 
     run = Run(config)
     rows = funnel_rows(run)
+    print("\n".join([shards_text(run) if arguments.per_shard else funnel_text(rows), *funnel_notes(run)]))
     if arguments.per_shard:
-        print(shards_text(run))
         return
-    print(funnel_text(rows))
     out = io.BytesIO()
     draw_funnel(rows).savefig(out, format="png", dpi=120)
     publish_bytes(run.folder / "funnel.png", out.getvalue())
@@ -143,7 +142,8 @@ def show(config: Config, arguments: argparse.Namespace) -> None:
     from data.reports import show as looking
 
     run = Run(config)
-    run.dataset.require("make dataset")
+    for note in looking.notes(run):
+        print(note)
     if arguments.reasons:
         print("\n".join(looking.reason_lines(run)))
         return

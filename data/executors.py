@@ -148,6 +148,8 @@ def open_executor(settings: ClusterSettings, scratch: Path) -> Iterator[Executor
             n_workers=settings.workers, threads_per_worker=1, processes=True, memory_limit=settings.memory_limit,
             dashboard_address="127.0.0.1:0", local_directory=str(scratch), silence_logs=40,
         )  # fmt: skip
+        # A worker's death is said by the runner, with the part's name.
+        logging.getLogger("distributed.scheduler").setLevel(logging.CRITICAL)
         with cluster, Client(cluster) as client:
             client.register_plugin(_worker_log(scratch.parent / "logs"))
             yield OnDask(client)

@@ -123,6 +123,9 @@ def _make_parts(
                     if isinstance(outcome, WorkerDied):
                         deaths[part.name] += 1
                         if deaths[part.name] < MAX_DEATHS:
+                            print(
+                                f"{stage.name}: the worker of part {part.name} died; it is made again", file=sys.stderr
+                            )
                             suspects.append(part)
                             continue
                         failures[part.name] = f"its worker died {MAX_DEATHS} times (out of memory, or killed)"

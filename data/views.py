@@ -26,6 +26,7 @@ from data.filters.duplicates import require_fresh_duplicates
 from data.filters.recipes import deviations
 from data.filters.rules import REMOVED, base_rules, configured_rules, first_reasons, top_threshold
 from data.filters.settings import BaseViewSettings, ScoreRule, TrainViewSettings, ViewsSettings
+from data.reports.card import refresh_card
 from data.run import Run
 from data.runner import Stage, _locked, run_stage
 from data.upkeep.removal import removed_keys
@@ -86,7 +87,9 @@ def _build(
     }  # fmt: skip
     _discard_other_thresholds(run.view(name), shaping)
     stage = Stage(f"view-{name}", STAGE_VERSION, run.view(name).folder, shaping, parts, view_part)
-    return run_stage(stage, InProcess(), run.logs)
+    view = run_stage(stage, InProcess(), run.logs)
+    refresh_card(run)
+    return view
 
 
 def _discard_other_thresholds(view: Artifact, shaping: Mapping[str, Any]) -> None:

@@ -75,7 +75,8 @@ def tree_bytes(folder: Path) -> dict[str, bytes]:
     return {
         p.relative_to(folder).as_posix(): p.read_bytes()
         for p in sorted(folder.rglob("*"))
-        if p.is_file() and p.relative_to(folder).parts[0] not in ("log", ".lock", "provenance.json", "attempts")
+        if p.is_file()
+        and p.relative_to(folder).parts[0] not in ("log", ".lock", "provenance.json", "README.md", "attempts")
     }
 
 

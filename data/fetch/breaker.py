@@ -9,19 +9,44 @@ from collections import Counter, deque
 from data.errors import UserError
 from data.fetch.reasons import MEANING, Reason
 
+# For every reason that can dominate a run. What was decided before anything was asked for does not count here (data.dataset).
 ADVICE: dict[Reason, str] = {
-    Reason.DNS: "lower dataset.fetch.threads or the number of workers, or run a caching name server on this machine",
+    Reason.EXCLUDED_SHA256: "check that dataset.exclude.sha256 is the list that you meant",
+    Reason.EXCLUDED_PHASH: "check dataset.exclude.phash, and lower dataset.exclude.phash_distance",
+    Reason.BAD_URL: "check that the source's URL column (dataset.table.url) holds http and https URLs",
+    Reason.HOST_REFUSED: "if these hosts are your own, set dataset.fetch.allow_private_hosts=true",
+    Reason.DNS: "run a caching name server on this machine and check /etc/resolv.conf; lower dataset.fetch.threads or cluster.workers",
     Reason.CONNECTION: "check that this machine reaches the internet",
     Reason.TIMEOUT: "check the network, lower dataset.fetch.threads or raise dataset.fetch.deadline",
     Reason.TLS: "check this machine's clock and certificates",
+    Reason.NOT_HTTP: "check that the URLs name web servers: their ports, and whether a proxy or login page of your network answers",
+    Reason.HTTP_4XX: "open a few of the URLs in a browser: if they work there, this machine's address or dataset.fetch.user_agent is "
+    "blocked, so set dataset.fetch.contact and lower dataset.fetch.per_host; if not, the list is too old, use a newer one",
     Reason.HTTP_429: "lower dataset.fetch.per_host or set dataset.fetch.per_host_rate",
-    Reason.HTTP_4XX: "check that the source's URLs are still served",
+    Reason.HTTP_5XX: "wait: the servers are down or overrun, most often one host that all URLs name; set dataset.fetch.per_host_rate",
+    Reason.HTTP_OTHER: "open a few of the URLs in a browser: they lead to no image",
+    Reason.TOO_MANY_REDIRECTS: "open a few of the URLs in a browser: most often they lead to a login page",
+    Reason.TOO_LARGE: "raise dataset.fetch.max_bytes",
+    Reason.TRUNCATED: "check the network and its proxies: bodies are cut off",
+    Reason.OPTED_OUT: "these owners ask not to be used, so take a list of other hosts; see docs/data.md before you set "
+    "dataset.fetch.respect_robots_tag=false",
+    Reason.ROBOTS_TXT: "these hosts disallow the crawler, so take a list of other hosts; what robots.txt says of it stands there",
+    Reason.ROBOTS_UNREACHABLE: "wait: hosts whose robots.txt cannot be read are not asked; check that this machine reaches them, or set "
+    "dataset.fetch.respect_robots_txt=false",
     Reason.HASH_MISMATCH: "check that the hash column is one of the original bytes, or set dataset.fetch.verify_hash=false",
-    Reason.HOST_REFUSED: "if these hosts are your own, set dataset.fetch.allow_private_hosts=true",
-    Reason.BAD_URL: "check that the source's URL column holds http and https URLs",
+    Reason.FILE_MISSING: "check that the images lie where the source's list says, below the folder that the config names",
+    Reason.FILE_UNREADABLE: "check the rights of the images' files, and that their disk and the tars are whole",
+    Reason.PATH_REFUSED: "names that lead out of the source's folder, also by links, are refused: name the folder above",
     Reason.NOT_AN_IMAGE: "check that the source's URL column names images, not pages",
-    Reason.TOO_SMALL: "check dataset.image.min_side",
+    Reason.DECODE_ERROR: "check that a few of the files open elsewhere: if they do, this Python's OpenCV or Pillow is broken, so run "
+    "`make setup`; if not, the source is damaged",
+    Reason.UNSUPPORTED_MODE: "convert the source's images to RGB first",
+    Reason.ANIMATED: "set dataset.image.animated=first_frame to keep first frames",
+    Reason.TOO_MANY_PIXELS: "raise dataset.image.max_pixels",
+    Reason.TOO_SMALL: "lower dataset.image.min_side",
+    Reason.TOO_LARGE_SIDE: "set dataset.image.format=png, or another dataset.image.mode than no",
 }
+NO_ADVICE = frozenset({Reason.NO_CAPTION, Reason.EXCLUDED_URL, Reason.EXCLUDED_DOMAIN})  # decided without asking
 
 
 class SuccessCollapsed(UserError):
@@ -56,9 +81,8 @@ class Breaker:
             ((reason, n) for reason, n in self._counts.items() if reason is not None),
             key=lambda item: (item[1], item[0]),
         )
-        advice = ADVICE.get(worst, f"see `python -m data show --reason {worst}` and `python -m data funnel`")
         return (
             f"stopped: only {stored} of the last {self.window} downloads succeeded ({stored / self.window:.1%}; at least "
             f"{self.min_success:.1%} must, dataset.fetch.breaker_min_success); {count} of the {failed} failures ({count / failed:.0%}) "
-            f"are {worst}: {MEANING[worst]}. What to do: {advice}; what is stored stays, and the same command goes on from there"
+            f"are {worst}: {MEANING[worst]}. What to do: {ADVICE[worst]}. What is stored stays, and the same command goes on from there"
         )

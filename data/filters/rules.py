@@ -3,7 +3,9 @@
 A rule keeps a pair, drops it, or finds no score to judge by. The first rule that does not keep a pair names the reason.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +13,7 @@ import pyarrow.compute as pc
 
 from data.errors import UserError
 from data.filters.recipes import RECIPES
-from data.filters.settings import BaseViewSettings, ScoreRule, TrainViewSettings
+from data.filters.settings import BASE_SCORES, BaseViewSettings, ScoreRule, TrainViewSettings
 
 REMOVED, NO_SCORE, LEAK = "removed", "no_score", "copy_of_evaluation_image"
 
@@ -71,6 +73,30 @@ def base_rules(settings: BaseViewSettings) -> list[ScoreRule]:
 def configured_rules(settings: BaseViewSettings | TrainViewSettings) -> list[ScoreRule]:
     """The recipe's rules, then the config's own."""
     return [*(RECIPES[settings.recipe] if settings.recipe else ()), *settings.rules]
+
+
+def rules_of(made_with: Mapping[str, Any]) -> list[ScoreRule]:
+    """The rules of a view, from the settings in its manifest."""
+    is_base = made_with["parent"] is None
+    model: type[BaseViewSettings] | type[TrainViewSettings] = BaseViewSettings if is_base else TrainViewSettings
+    own = {name: value for name, value in made_with.items() if name in model.model_fields}
+    settings = model.model_validate_json(json.dumps(own))
+    return base_rules(settings) if isinstance(settings, BaseViewSettings) else configured_rules(settings)
+
+
+def in_words(rule: ScoreRule) -> str:
+    """What a pair must meet to be kept, for people."""
+    name = rule.column if rule.scores in BASE_SCORES else f"{rule.scores} {rule.column}"
+    bounds = ((">=", rule.min), ("<=", rule.max), (">", rule.above), ("<", rule.below))
+    said = [f"{sign} {bound:g}" for sign, bound in bounds if bound is not None]
+    if rule.is_in is not None:
+        said.append(f"one of {', '.join(map(str, rule.is_in))}")
+    if rule.not_in is not None:
+        said.append(f"none of {', '.join(map(str, rule.not_in))}")
+    if rule.top_fraction is not None:
+        said.append(f"among the top {rule.top_fraction:.4g} of all scored pairs")
+    said += ["is null"] * bool(rule.absent) + ["the first image of its group that is left"] * bool(rule.unique)
+    return f"{name} {' and '.join(said)}"
 
 
 def _is_false(name: str, column: str) -> ScoreRule:

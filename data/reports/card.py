@@ -3,7 +3,7 @@
 import re
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,24 @@ import pyarrow.parquet as pq
 
 from data.artifacts import Receipt, publish_bytes, sum_counts
 from data.fetch.reasons import MEANING, Reason
+from data.filters.rules import MEANING as MEANING_OF_VIEWS
+from data.filters.rules import in_words, rules_of
 from data.ledger import dropped_counts, ledger_path
 from data.plan import SOURCE_FILE, FrozenPlan, read_frozen
+from data.reports.funnel import dropped_by, standing_views
 from data.reports.text import printable
+from data.run import Run
+from data.settings import DatasetSettings
 
 CARD_FILE = "README.md"
 MOST = 30  # rows of a table
 
 
-def write_card(folder: Path, receipts: list[Receipt], settings: Mapping[str, Any] | None = None) -> None:
-    """Write README.md. `settings` are [dataset]'s as they were when it was made; None for a dataset that was not downloaded here."""
+def write_card(
+    folder: Path, receipts: list[Receipt], settings: Mapping[str, Any] | None = None, views: Sequence[str] = ()
+) -> None:
+    """Write README.md. `settings` are [dataset]'s as they were when it was made; None for a dataset that was not downloaded here.
+    `views` are the lines about the views that filter it."""
     plan = read_frozen(folder)
     assert plan is not None, f"{folder} has no frozen plan"
     counts = sum_counts(receipts)
@@ -30,22 +38,51 @@ def write_card(folder: Path, receipts: list[Receipt], settings: Mapping[str, Any
         "# Dataset card", "",
         "Made by unclip-toolkit from the ledger. `plan.parquet` holds every candidate, `ledger/` what became of each and why,",
         "`manifest.json` every digest. This card holds dates and addresses, so no digest covers it.", "",
-        "## Source", "", *_source(folder, plan), "",
+        "## Source", "", *_source(folder, plan, settings), "",
         "## Counts", "", *_counts(counts), "",
-        "Splits are drawn from the image's identity and never change:", "",
+        *_splits(plan), "",
         *_table(("split", "stored samples"), splits.items()), "",
         "## Licences", "",
         "As the source states them, without a check. The images belong to their authors; this folder gives nobody the right to",
         "redistribute them. What may be passed on without asking is the list of URLs, captions and digests.", "",
         *_table(("licence", "stored samples"), _largest(licences)), "",
         "## Images", "", *_images(settings, sizes), "",
-        *_policy(settings), "",
+        *_policy(plan, settings), "",
         "## Filters", "",
-        "This folder holds everything that could be stored." if settings else "This folder holds what a view kept of another dataset.",
-        "What is trained on is decided by views: `../views/*/plan.json` holds their settings, their parts one row a pair with its",
-        "reason, and `python -m data funnel` adds it up.", "",
+        "This folder holds everything that could be stored; Images and Download name the limits." if settings
+        else "This folder holds what a view kept of another dataset.",
+        "What is trained on is decided by views, whose parts in `../views` hold one row a pair with its reason.", "",
+        *(views or ["No view had been made when this card was written; it is written again with each."]), "",
     ]  # fmt: skip
     publish_bytes(folder / CARD_FILE, "\n".join(lines).encode())
+
+
+def refresh_card(run: Run) -> None:
+    """Write the card of a complete dataset again, with its views as they are now."""
+    plan = read_frozen(run.dataset.folder)
+    if plan is not None and run.dataset.is_complete():
+        downloaded = plan.made_from["source"].get("kind") != "reshard"
+        settings = run.config[DatasetSettings].model_dump(mode="json") if downloaded else None
+        write_card(run.dataset.folder, run.dataset.receipts(), settings, view_lines(run))
+
+
+def view_lines(run: Run) -> list[str]:
+    """Every rule of the views that are up to date: what it keeps, and how many pairs it dropped."""
+    lines: list[str] = []
+    for name, view in standing_views(run):
+        counts, dropped, made_with = view.manifest()["counts"], dropped_by(run, view), view.settings()
+        words: dict[str, list[str]] = {}
+        for rule in rules_of(made_with):
+            words.setdefault(rule.reason, []).append(in_words(rule))
+        rows = [(reason, "; ".join(said), dropped.pop(reason, 0)) for reason, said in words.items()]
+        rows += [(reason, MEANING_OF_VIEWS.get(reason, ""), n) for reason, n in sorted(dropped.items())]
+        lines += [
+            f"View `{name}` keeps {counts['kept_pairs']:,} of {counts['pairs']:,} pairs ({counts['kept_samples']:,} samples), recipe: "
+            f"{made_with['recipe'] or 'none'}. A rule keeps a pair, or drops it for its reason:", "",
+            *_table(("reason", "kept", "pairs dropped"), rows), "",
+            *(f"- deviates, {escape(text)}" for text in made_with["deviations"]), "",
+        ]  # fmt: skip
+    return lines
 
 
 def _tally(folder: Path, receipts: list[Receipt]) -> tuple[Counter[str], Counter[str], list[int]]:
@@ -67,20 +104,47 @@ def _tally(folder: Path, receipts: list[Receipt]) -> tuple[Counter[str], Counter
     return licences, Counter(dict(sorted(splits.items()))), [total, min(sides, default=0), max(sides, default=0)]
 
 
-def _source(folder: Path, plan: FrozenPlan) -> list[str]:
+def _source(folder: Path, plan: FrozenPlan, settings: Mapping[str, Any] | None) -> list[str]:
     frozen = time.strftime("%Y-%m-%d", time.gmtime((folder / SOURCE_FILE).stat().st_mtime))
     lines = [f"Frozen on {frozen} (UTC), seed {plan.made_from['seed']}. `source.json` holds all of it.", ""]
     files: list[tuple[Any, ...]] = []
     others: list[tuple[Any, ...]] = []
-    for where, value in _leaves(plan.made_from["source"]):
+    facts = {name: value for name, value in plan.made_from["source"].items() if name != "exclusion lists"}
+    for where, value in _leaves(facts):
         if isinstance(value, Mapping):
             files.append((where, value["bytes"], f"`{value['sha256']}`"))
-        else:
+        elif value not in (None, [], {}):
             others.append((where, value))
-    lines += _table(("what", "value"), others)
+    lines += _table(("what", "value"), others[:1] + _inputs(settings, facts.get("kind")) + others[1:])
     lines += ["", *_table(("input file", "bytes", "sha256"), _first(files))] if files else []
-    lines += ["", *(f"- not used: {n:,} x {escape(note)}" for note, n in plan.notes.items())] if plan.notes else []
+    lines += (
+        ["", *(f"- not a candidate: {n:,} x {escape(note)}" for note, n in plan.notes.items())] if plan.notes else []
+    )
     return lines
+
+
+def _inputs(settings: Mapping[str, Any] | None, kind: Any) -> list[tuple[str, str]]:
+    """Where the input lay, by the settings that name it."""
+    given = (settings or {}).get(kind) or {}
+    paths = {"path": given.get("path"), "images": given.get("images"), **(given.get("annotations") or {})}
+    return [(f"{kind}: {name}", str(Path(path).resolve())) for name, path in paths.items() if isinstance(path, str)]
+
+
+def _splits(plan: FrozenPlan) -> list[str]:
+    """Who decided the splits."""
+    shares = plan.made_from.get("split") or {}
+    drawn = (
+        f"drawn by hashing the seed and the image's identity (val {shares.get('val', 0):g}, test {shares.get('test', 0):g}), which "
+        "never changes"
+    )
+    kind = plan.made_from["source"].get("kind")
+    if kind == "coco":
+        return ["Splits are the source's official ones, one annotation file each:"]
+    if kind == "reshard":
+        return ["Splits are those of the dataset that this one was resharded from:"]
+    if kind == "webdataset":
+        return [f"Splits are those that the samples' JSON says, where this toolkit wrote the tars; else {drawn}:"]
+    return [f"Splits are {drawn}:"]
 
 
 def _leaves(value: Any, where: str = "") -> Iterable[tuple[str, Any]]:
@@ -111,11 +175,15 @@ def _images(settings: Mapping[str, Any] | None, sizes: list[int]) -> list[str]:
     return [*lines, "", *_table(("[dataset.image]", "value"), sorted(settings["image"].items()))]
 
 
-def _policy(settings: Mapping[str, Any] | None) -> list[str]:
+def _policy(plan: FrozenPlan, settings: Mapping[str, Any] | None) -> list[str]:
     """How images were asked for, and how to object."""
+    lists = plan.made_from["source"].get("exclusion lists") or {}
+    rows = [(name, f["name"], f.get("entries", "?"), f"`{f['sha256']}`") for name, f in lists.items()]
+    applied = _table(("exclusion list of", "file", "entries", "sha256"), rows) if rows else [
+        "No exclusion list (`[dataset.exclude]`: URLs, domains, SHA-256, perceptual hashes) was applied."
+    ]  # fmt: skip
     removal = [
-        "## Opt-out and removal", "",
-        "- Lists of URLs, domains, SHA-256 and perceptual hashes (`[dataset.exclude]`) keep images out before or right after download.",
+        "## Opt-out and removal", "", *applied, "",
         "- `python -m data remove --list FILE` takes images out of every view and names what has seen them;",
         "  `python -m data reshard` writes the dataset anew without their bytes.",
     ]  # fmt: skip

@@ -1,17 +1,24 @@
-"""The funnel: how many candidates became training pairs, and where the others went, in samples and pairs."""
+"""The funnel: how many candidates became training pairs, and where the others went, in samples and pairs.
+
+Of a dataset that is not complete, its finished shards alone; `funnel_notes` says so, and what else the numbers leave out.
+"""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from data.artifacts import Artifact
 from data.ledger import check_counts, dropped_counts
+from data.plan import read_frozen, retry_path
+from data.reports.finished import FinishedShards, finished_dataset
 from data.reports.status import stale
+from data.reports.text import printable
 from data.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 VIEWS = ("base", "train")
+MADE_BY = {"base": "dataset", "train": "embeddings"}
 
 
 @dataclass(frozen=True)
@@ -27,8 +34,8 @@ class FunnelRow:
 
 def funnel_rows(run: Run) -> list[FunnelRow]:
     """From planned to the narrowest complete view. Each step's samples and pairs add up to those before it, which is asserted for
-    every shard and in all."""
-    dataset = run.dataset.require("make dataset")
+    every shard and in all. Raises UserError where no shard is finished."""
+    dataset = finished_dataset(run)
     for receipt in dataset.receipts():
         check_counts(receipt.counts)
     counts = dataset.manifest()["counts"]
@@ -39,20 +46,43 @@ def funnel_rows(run: Run) -> list[FunnelRow]:
         samples, pairs = (counts[f"dropped_{reason}_{unit}"] for unit in ("samples", "pairs"))
         rows.append(FunnelRow("download", reason, samples, pairs))
     rows.append(FunnelRow("stored", None, counts["stored_samples"], counts["stored_pairs"]))
-    for name, view in _standing_views(run):
+    for name, view in standing_views(run):
         rows += _view_rows(run, name, view, rows[-1])
     return rows
 
 
-def _standing_views(run: Run) -> list[tuple[str, Artifact]]:
-    """Complete views in order. A view of another dataset would not add up (`make status` says why it is stale): it ends the list."""
-    standing = []
+def funnel_notes(run: Run) -> list[str]:
+    """What the numbers leave out, a line each: unfinished shards, views that are not up to date, and what never was a candidate."""
+    dataset = finished_dataset(run)
+    notes = [str(dataset)] if isinstance(dataset, FinishedShards) else []
+    standing = {name for name, _ in standing_views(run)}
     for name in VIEWS:
         view = run.view(name)
-        if not view.is_complete() or stale(run, f"views/{name}", view):
+        if name not in standing and (view.folder / "plan.json").exists():
+            why = _why_not(run, name, view) or "the view before it is left out"
+            notes.append(f"view {name} is left out: {why}; `make {MADE_BY[name]}` makes it again")
+    plan = read_frozen(run.dataset.folder)
+    return notes + [f"not a candidate: {n:,} x {printable(note)}" for note, n in (plan.notes if plan else {}).items()]
+
+
+def standing_views(run: Run) -> list[tuple[str, Artifact]]:
+    """Views in order, up to the first that is missing or of another dataset, whose numbers would not add up."""
+    standing: list[tuple[str, Artifact]] = []
+    for name in VIEWS:
+        view = run.view(name)
+        if _why_not(run, name, view):
             break
         standing.append((name, view))
     return standing
+
+
+def _why_not(run: Run, name: str, view: Artifact) -> str:
+    """Why the view's numbers do not follow those of the dataset; empty when they do."""
+    if not run.dataset.is_complete():
+        return "the dataset is not complete"
+    if not view.manifest_path.is_file():
+        return "it is not complete"
+    return stale(run, f"views/{name}", view)
 
 
 def _view_rows(run: Run, name: str, view: Artifact, before: FunnelRow) -> list[FunnelRow]:
@@ -86,15 +116,22 @@ def funnel_text(rows: list[FunnelRow]) -> str:
 
 def shards_text(run: Run) -> str:
     """One line a shard: planned, stored and why not, then what the standing views keep. The numbers of a retry say what it changed."""
-    dataset = run.dataset.require("make dataset")
-    views = {name: {r.name: r.counts for r in view.receipts()} for name, view in _standing_views(run)}
+    dataset = finished_dataset(run)
+    views = {name: {r.name: r.counts for r in view.receipts()} for name, view in standing_views(run)}
     lines = ["shard   " + "".join(f"{name:>12}" for name in ("planned", "stored", *views)) + "  dropped samples"]
     for receipt in dataset.receipts():
         check_counts(receipt.counts)
         numbers = [receipt.counts["planned_samples"], receipt.counts["stored_samples"]]
         numbers += [counts.get(receipt.name, {}).get("kept_samples", 0) for counts in views.values()]
         why = ", ".join(f"{reason} {n:,}" for reason, n in dropped_counts(receipt.counts, "samples").items())
-        lines.append(f"{receipt.name:<8}" + "".join(f"{n:>12,}" for n in numbers) + f"  {why}".rstrip())
+        is_retry = retry_path(dataset.folder, int(receipt.name)).exists()
+        lines.append(
+            f"{receipt.name + '*' * is_retry:<8}" + "".join(f"{n:>12,}" for n in numbers) + f"  {why}".rstrip()
+        )
+    if any("*" in line for line in lines):
+        lines.insert(
+            0, "* a retry: what it changed, +1 stored and -1 dropped for a sample of an earlier shard that is here now"
+        )
     return "\n".join(lines)
 
 

@@ -17,6 +17,7 @@ from data.errors import UserError
 from data.fetch.reasons import MEANING, Reason
 from data.filters.rules import MEANING as OF_VIEWS
 from data.ledger import read_ledger
+from data.reports.finished import FinishedShards, finished_dataset
 from data.reports.funnel import dropped_by
 from data.reports.text import printable
 from data.run import Run
@@ -42,9 +43,15 @@ class Shown:
     note: str = ""
 
 
+def notes(run: Run) -> list[str]:
+    """What is not shown because it is not there yet. Raises UserError where no shard is finished."""
+    dataset = finished_dataset(run)
+    return [str(dataset)] if isinstance(dataset, FinishedShards) else []
+
+
 def reason_lines(run: Run) -> list[str]:
     """Every reason that occurs, with its number of samples (download) or pairs (views) and what it means."""
-    ledger = read_ledger(run.dataset.require("make dataset"), columns=["reason"])["reason"]
+    ledger = read_ledger(finished_dataset(run), columns=["reason"])["reason"]
     lines = [f"{n:>12,} samples  {reason:<26}{MEANING[Reason(reason)]}" for reason, n in _tally(ledger)]
     for name in view_names(run):
         for reason, n in sorted(dropped_by(run, run.view(name)).items(), key=lambda item: -item[1]):
@@ -59,7 +66,9 @@ def _tally(column: pa.ChunkedArray) -> list[tuple[str, int]]:
 
 
 def view_names(run: Run) -> list[str]:
-    """Complete views, the base view first."""
+    """Complete views, the base view first; none of a dataset that is not complete."""
+    if not run.dataset.is_complete():
+        return []
     found = [path.parent.name for path in (run.folder / "views").glob("*/manifest.json")]
     return sorted(found, key=lambda name: (name != "base", name))
 
@@ -90,13 +99,14 @@ def default_view(run: Run, reason: str | None) -> str | None:
 def choose_keys(run: Run, view: str | None, reason: str | None, n: int, seed: int) -> list[str]:
     """At most n keys of stored samples, drawn with the seed: those a view keeps, or leaves out for `reason`; without a view, any.
 
-    Raises UserError when there are none, naming what there is.
+    Raises UserError when there are none, naming what there is, and for n below 1.
     """
+    _require_some(n)
     if view is None:
-        keys = ShardReader(run.dataset).keys()
+        keys = ShardReader(finished_dataset(run)).keys()
     else:
         artifact = run.view(view)
-        if not artifact.is_complete():
+        if view not in view_names(run):
             raise UserError(
                 f"there is no view {view!r}; made are: {', '.join(view_names(run)) or 'none'}; run `make dataset`"
             )
@@ -111,9 +121,14 @@ def choose_keys(run: Run, view: str | None, reason: str | None, n: int, seed: in
     return sorted(random.Random(seed).sample(keys, min(n, len(keys))))
 
 
+def _require_some(n: int) -> None:
+    if n < 1:
+        raise UserError(f"--n says how many to show and must be at least 1, got {n}")
+
+
 def read_shown(run: Run, keys: Sequence[str], view: str | None, reason: str | None) -> list[Shown]:
     """The samples, with the captions that the view keeps, or leaves out for `reason`."""
-    reader = ShardReader(run.dataset)
+    reader = ShardReader(finished_dataset(run))
     chosen: dict[str, list[int]] | None = None
     if view is not None:
         table = _decisions(run.view(view), ["key", "caption_index", "keep", "reason"])
@@ -156,13 +171,15 @@ def _cut(text: str) -> str:
 
 def dropped_lines(run: Run, reason: str, n: int, seed: int) -> list[str]:
     """Candidates that were dropped while downloading: key, status, URL and what the log says. Raises UserError for none."""
-    ledger = read_ledger(run.dataset.require("make dataset"), columns=["key", "url", "reason", "http_status"])
+    _require_some(n)
+    dataset = finished_dataset(run)
+    ledger = read_ledger(dataset, columns=["key", "url", "reason", "http_status"])
     found = ledger.filter(pc.equal(ledger["reason"], reason)).sort_by("key").to_pylist()
     if not found:
         known = ", ".join(name for name, _ in _tally(ledger["reason"])) or "none"
         raise UserError(f"no candidate was dropped as {reason}; reasons that occur: {known}")
     rows = [found[i] for i in sorted(random.Random(seed).sample(range(len(found)), min(n, len(found))))]
-    details = _details(run.dataset, {row["key"] for row in rows})
+    details = _details(dataset, {row["key"] for row in rows})
     lines = [
         f"{len(found):,} candidates were dropped as {reason}: {MEANING[Reason(reason)]}",
         f"{'key':<11}{'status':<8}URL, detail",
@@ -192,7 +209,7 @@ def _details(dataset: Artifact, keys: set[str]) -> dict[str, str]:
 
 def contact_sheet(run: Run, samples: Sequence[Shown]) -> Image.Image:
     """RGB picture of the samples, four a row, each with its key and captions below."""
-    reader, font = ShardReader(run.dataset), _font()
+    reader, font = ShardReader(finished_dataset(run)), _font()
     below = [_lines_below(sample, font.getlength) for sample in samples]
     columns = min(COLUMNS, len(samples))
     starts = range(0, len(samples), columns)

@@ -27,7 +27,7 @@ _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 
 @dataclass(frozen=True)
 class Exclusions:
-    """The lists, parsed. `facts`: per list its file's name, bytes and sha256."""
+    """The lists, parsed. `facts`: per list its file's name, bytes and sha256, and the number of different entries."""
 
     urls: frozenset[str] = frozenset()
     domains: frozenset[str] = frozenset()
@@ -51,7 +51,7 @@ class Exclusions:
 
 def read_exclusions(settings: ExcludeSettings) -> Exclusions:
     """Parse the configured lists. Raises UserError naming file and line of what cannot be read or understood."""
-    facts = {}
+    facts: dict[str, dict[str, Any]] = {}
     for name in ("urls", "domains", "sha256", "phash"):
         path = getattr(settings, name)
         if path is not None:
@@ -59,13 +59,16 @@ def read_exclusions(settings: ExcludeSettings) -> Exclusions:
                 facts[name] = {"name": Path(path).name, **file_facts(Path(path))}
             except OSError as error:
                 raise cannot_read(f"dataset.exclude.{name}", Path(path), error) from None
-    return Exclusions(
+    found = Exclusions(
         urls=frozenset(_entries(settings.urls, "urls", "an http or https URL", _url)),
         domains=frozenset(_entries(settings.domains, "domains", "a domain such as example.com", _domain)),
         sha256=frozenset(_entries(settings.sha256, "sha256", "64 hex digits", _sha256)),
         phash=np.array(sorted(set(_entries(settings.phash, "phash", "16 hex digits", _phash))), np.uint64),
         facts=facts,
     )
+    for name in facts:
+        facts[name]["entries"] = len(getattr(found, name))
+    return found
 
 
 def _entries(path: str | None, name: str, wanted: str, parse: Callable[[str], T | None]) -> Iterator[T]:

@@ -46,7 +46,7 @@ def describe_change(then: Any, now: Any, where: str = "") -> str:
 
 def _differences(then: Any, now: Any, where: str) -> Iterable[str]:
     if isinstance(then, Mapping) and isinstance(now, Mapping):
-        if "bytes" in then and "bytes" in now:
+        if "bytes" in then and "bytes" in now and any(then.get(n) != now.get(n) for n in ("bytes", "sha256")):
             yield from _file_difference(then, now, where)
             return
         for name in sorted(then.keys() | now.keys()):

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from data.fetch.breaker import ADVICE, Breaker, SuccessCollapsed
+from data.fetch.breaker import ADVICE, NO_ADVICE, Breaker, SuccessCollapsed
 from data.fetch.reasons import Reason
 
 
@@ -84,3 +84,28 @@ def test_threads_share_one_breaker() -> None:
 def test_breakers_that_are_none(window: int, share: float) -> None:
     with pytest.raises(ValueError, match="a breaker needs"):
         Breaker(window, share)
+
+
+def test_there_is_advice_for_every_reason_that_can_stop_a_run() -> None:
+    """And none of it sends to a command that needs a finished dataset."""
+    from data.dataset import BEFORE_ASKING
+
+    assert set(Reason) - ADVICE.keys() == NO_ADVICE == BEFORE_ASKING
+    assert not any("python -m data" in advice or advice.endswith(".") for advice in ADVICE.values())
+
+
+def test_settings_that_advice_names_exist() -> None:
+    import re
+
+    from data.fetch.settings import FetchSettings, ImageSettings
+    from data.settings import ClusterSettings
+    from data.sources.settings import ExcludeSettings, TableSettings
+
+    known = {
+        "dataset.fetch": FetchSettings, "dataset.image": ImageSettings, "dataset.exclude": ExcludeSettings,
+        "dataset.table": TableSettings, "cluster": ClusterSettings,
+    }  # fmt: skip
+    named = re.findall(r"((?:dataset\.\w+)|cluster)\.(\w+)", " ".join(ADVICE.values()))
+    assert len(named) > 15
+    for section, field in named:
+        assert field in known[section].model_fields, f"{section}.{field}"

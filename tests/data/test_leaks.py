@@ -72,6 +72,30 @@ def test_leaks_are_reported_where_they_stay(tmp_path: Path) -> None:
     assert verify_leaks(run).view == "train" and len(verify_leaks(run).leaks) == 4
 
 
+def test_the_command_reports_leaks_and_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Bytes and near copies, as a user sees them; and that all is well once the rule is on."""
+    from data.__main__ import COMMANDS
+    from data.cli import front_door
+
+    run = viewed(tmp_path, drop_leaks=False, drop_duplicates=False)
+
+    def verify() -> tuple[int, str, str]:
+        capsys.readouterr()
+        status = front_door("data", "", COMMANDS, ["verify", "--leaks", "--config", str(run.folder / "config.toml")])
+        said = capsys.readouterr()
+        return status, said.out, said.err
+
+    status, out, err = verify()
+    assert status == 1 and "evaluation images that stand in the training data: 4 training copies" in out
+    for copy, (image, by) in LEAKS.items():
+        assert f"  {copy} is " in out and f" image {image} ({by})" in out
+    assert err.startswith(
+        "error: 4 training copies of evaluation images are trained on; set views.base.drop_leaks = true"
+    )
+    run = viewed(tmp_path / "mended")
+    assert verify()[0] == 0
+
+
 def test_leaks_are_dropped_and_counted(tmp_path: Path) -> None:
     run = viewed(tmp_path)
     report = verify_leaks(run)

@@ -70,6 +70,10 @@ def test_urls_and_domains(tmp_path: Path) -> None:
     }.items():  # fmt: skip
         assert found.url_reason(url) == reason, url
     assert set(found.facts) == {"urls", "domains"} and found.facts["urls"]["name"] == "urls.txt"
+    assert {name: facts["entries"] for name, facts in found.facts.items()} == {
+        "urls": len(found.urls),
+        "domains": len(found.domains),
+    }
 
 
 def test_hashes(tmp_path: Path) -> None:
