@@ -12,6 +12,10 @@ from PIL import Image, ImageCms
 RGB = tuple[int, int, int]
 
 
+# How Pillow brings a PNG's values to 8 bits, by the raw mode: the bits that count, and what they are multiplied by.
+TO_EIGHT_BITS = {"1": (1, 255), "L;2": (3, 85), "L;4": (15, 17), "L": (255, 1), "RGB": (255, 1)}
+
+
 class UnsupportedMode(ValueError):
     """A pixel layout that has no agreed way to become RGB."""
 
@@ -33,6 +37,21 @@ def to_rgb(image: Image.Image, background: RGB) -> Image.Image:
     if mode in ("L", "1", "P", "YCbCr", "HSV", "RGBX"):
         return image.convert("RGB")
     raise UnsupportedMode(f"mode {mode}")
+
+
+def in_eight_bits(image: Image.Image) -> None:
+    """Bring a PNG's see-through value (tRNS) to the 8 bits to which its pixels will be decoded; Pillow leaves it as the file has it.
+    To be called before they are."""
+    value, tiles = image.info.get("transparency"), getattr(image, "tile", None)
+    if image.format != "PNG" or not tiles or not isinstance(value, int | tuple):
+        return
+    raw = tiles[0].args if isinstance(tiles[0].args, str) else tiles[0].args[0]
+    if raw == "RGB;16B" and isinstance(value, tuple):
+        image.info["transparency"] = tuple(part >> 8 for part in value)
+    elif raw in TO_EIGHT_BITS:
+        mask, factor = TO_EIGHT_BITS[raw]
+        eight = [(part & mask) * factor for part in (value if isinstance(value, tuple) else (value,))]
+        image.info["transparency"] = tuple(eight) if isinstance(value, tuple) else eight[0]
 
 
 def _matte(image: Image.Image, background: RGB) -> Image.Image:
@@ -64,7 +83,9 @@ def _wide_grey(image: Image.Image, background: RGB) -> Image.Image:
         return _grey(_float_to_byte(values))
     if values.min() < 0 or values.max() > 65535:
         raise UnsupportedMode(f"32-bit integers from {values.min()} to {values.max()}")
-    grey = _grey(values >> 8)
+    # Pillow brings PGM to 16 bits; a TIFF's 32-bit values are as the file has them, and up to 255 they are bytes.
+    bytes_already = image.format == "TIFF" and image.mode == "I" and values.max() <= 255
+    grey = _grey(values if bytes_already else values >> 8)
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):  # PNG: the one grey value that is see-through
         grey.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))

@@ -4,12 +4,15 @@ Ordinary JPEGs (8-bit grey or colour) are decoded by OpenCV, which hands over th
 knows many more formats and layouts, reads every header and decodes everything else. Both use libjpeg-turbo and give equal pixels.
 
 What is bounded, and where: pixels by the header before anything is decoded, so that memory stays below some 20 bytes a pixel;
-compressed text and profiles by Pillow; the body's bytes by the fetch. An icon's directory does not bound the picture inside,
-which Pillow opens up to twice `Image.MAX_IMAGE_PIXELS`.
+how often a decoder goes over them, by `bombs`; compressed text by Pillow; the body's bytes by the fetch. No clock runs while a file
+is decoded, but its time is bounded by its bytes and pixels: a few seconds for 89 million pixels, and a fraction of a second for each
+megabyte of a header that is all segments, chunks or strips. An icon's directory does not bound the picture inside, which Pillow opens
+up to twice `Image.MAX_IMAGE_PIXELS`.
 """
 
 import errno
 import io
+import re
 import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -19,7 +22,8 @@ import cv2
 import numpy as np
 from PIL import ExifTags, Image, ImageFile
 
-from data.fetch.colour import UnsupportedMode, to_rgb
+from data.fetch.bombs import has_many_profiles, has_more_scans, most_scans
+from data.fetch.colour import UnsupportedMode, in_eight_bits, to_rgb
 from data.fetch.memory import keep_freed_memory
 from data.fetch.quiet import silent_stderr
 from data.fetch.reasons import Reason
@@ -31,6 +35,9 @@ FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "J
 CAN_MOVE = frozenset({"GIF", "WEBP", "PNG", "AVIF"})
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"II*\0", b"MM\0*", b"BM")  # damaged rather than no image
 START_OF_SCAN, END_OF_IMAGE, RESTARTS = b"\xff\xda", b"\xff\xd9", b"\xff\xdd"  # JPEG markers
+NO_PICTURE_DATA = re.compile(
+    rb"\xff[^\x00\xd0-\xd7]"
+)  # within a scan: a marker, though none may stand there, or a damaged byte
 FILLINGS = (b"\x00", b"\xb5", b"\x5a", b"\xff\x00")  # bits that no picture goes on with alike
 REDUCED = {8: cv2.IMREAD_REDUCED_COLOR_8, 4: cv2.IMREAD_REDUCED_COLOR_4, 2: cv2.IMREAD_REDUCED_COLOR_2}
 TURNS = {
@@ -60,9 +67,13 @@ def decode(content: bytes, settings: ImageSettings) -> Decoded:
     _prepare(settings.max_pixels)
     size = (0, 0)
     try:
+        if has_many_profiles(content):
+            raise Undecodable(Reason.DECODING_BOMB, "a PNG with many colour profiles")
         image = Image.open(io.BytesIO(content), formats=_installed_formats())
         size = image.size
         _check_header(image, settings)
+        if image.format in ("JPEG", "MPO"):
+            _check_scans(content, image)
         if image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB"):
             pixels = _jpeg(content, image, _reduction(size, settings))
         else:
@@ -112,6 +123,20 @@ def _check_header(image: Image.Image, settings: ImageSettings) -> None:
         raise Undecodable(Reason.ANIMATED, size=image.size)
 
 
+def _check_scans(content: bytes, image: ImageFile.ImageFile) -> None:
+    most = most_scans(image.width * image.height)
+    if not _has_one_scan(content, image) and has_more_scans(content, most):
+        raise Undecodable(Reason.DECODING_BOMB, f"a JPEG of more than {most} scans", image.size)
+
+
+def _has_one_scan(content: bytes, image: ImageFile.ImageFile) -> bool:
+    """Whether the first scan of a JPEG holds the whole picture; libjpeg then stops after it. Not known of an MPO."""
+    assert image.fp is not None
+    scan = image.fp.tell()  # behind the scan's header, where Pillow stops reading; 0 in an MPO
+    header = 8 + 2 * len(image.getbands())  # bytes, of a scan that holds all components
+    return not image.info.get("progressive") and content[scan - header : scan - header + 2] == START_OF_SCAN
+
+
 def _orientation(image: Image.Image) -> int:
     """EXIF's (or XMP's) orientation, 1 to 8, after decoding: PNG may hold it behind its pixels, and of TIFF Pillow has applied it
     by then. 1 where there is none or it cannot be read, which spoils no pixel."""
@@ -138,6 +163,7 @@ def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 def _other(image: Image.Image, settings: ImageSettings) -> np.ndarray:
     """Through Pillow, which takes the first frame."""
+    in_eight_bits(image)
     with silent_stderr() if image.format == "TIFF" else nullcontext():
         image.load()
     if image.width * image.height > settings.max_pixels:  # an icon's picture is not bounded by its directory
@@ -148,7 +174,7 @@ def _other(image: Image.Image, settings: ImageSettings) -> np.ndarray:
 def _jpeg(content: bytes, image: ImageFile.ImageFile, reduction: int) -> np.ndarray:
     """A JPEG of 8-bit grey or colour. OpenCV fails, as Pillow does, when the data runs out before the end marker."""
     assert image.fp is not None
-    scan = image.fp.tell()  # behind the header of the first scan, where Pillow stops reading; 0 in an MPO
+    scan = image.fp.tell()
     if content.endswith(END_OF_IMAGE) or content.find(END_OF_IMAGE, scan) >= 0:
         pixels = _opencv(content, reduction)
     else:
@@ -169,9 +195,7 @@ def _endless_jpeg(content: bytes, image: ImageFile.ImageFile, scan: int, reducti
     It is complete where it does not matter what follows the data. Of several scans, or of parts between restart markers, nobody
     can say so whether the last one arrived.
     """
-    header = 8 + 2 * len(image.getbands())  # bytes, of a scan that holds all components
-    one_scan = not image.info.get("progressive") and content[scan - header : scan - header + 2] == START_OF_SCAN
-    if not one_scan or RESTARTS in content[:scan]:
+    if not _has_one_scan(content, image) or RESTARTS in content[:scan] or NO_PICTURE_DATA.search(content, scan):
         return None
     data = content.rstrip(b"\0")
     guesses = [_opencv(data + follows * 64 + END_OF_IMAGE, reduction) for follows in FILLINGS]

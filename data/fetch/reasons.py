@@ -40,6 +40,7 @@ class Reason(StrEnum):
     UNSUPPORTED_MODE = "unsupported_mode"
     ANIMATED = "animated"
     TOO_MANY_PIXELS = "too_many_pixels"
+    DECODING_BOMB = "decoding_bomb"
     TOO_SMALL = "too_small"
     TOO_LARGE_SIDE = "side_too_large_to_encode"
 
@@ -76,6 +77,7 @@ MEANING: dict[Reason, str] = {
     Reason.UNSUPPORTED_MODE: "a pixel layout that has no agreed way to become RGB",
     Reason.ANIMATED: "the image has more than one frame, and animated images are dropped",
     Reason.TOO_MANY_PIXELS: "the header promises more pixels than allowed",
+    Reason.DECODING_BOMB: "the file is made to take minutes to decode: a JPEG of a hundred scans, a PNG of many profiles",
     Reason.TOO_SMALL: "the shorter side is below the smallest allowed",
     Reason.TOO_LARGE_SIDE: "a side is longer than the stored format can hold",
 }

@@ -3,8 +3,8 @@
 Resizing averages when it shrinks (`INTER_AREA`) and interpolates by Lanczos when it enlarges, which are img2dataset's defaults:
 for an 8-bit colour JPEG all modes give the pixels of img2dataset's own resizer, and with `chroma = "420"` its stored bytes.
 The differences: `keep_ratio` and `keep_ratio_largest` never enlarge (its `resize_only_if_bigger`); orientation is applied;
-grey images are stored as RGB; PNG's `quality` is not a compression level; beyond an aspect ratio of MAX_ASPECT, `center_crop`
-cuts the middle out before it resizes.
+grey images are stored as RGB; PNG's `quality` is not a compression level; beyond an aspect ratio of MAX_ASPECT (less above a size
+of 1,024), `center_crop` cuts the middle out before it resizes.
 """
 
 import math
@@ -19,8 +19,11 @@ from data.fetch.settings import ImageSettings
 
 # Limits of libjpeg and of the WebP format, in pixels; PNG has none to speak of.
 MAX_SIDE = {"jpg": 65_500, "webp": 16_383}
-MAX_ASPECT = 64  # a line of 1 x 65,500 px, its shorter side enlarged to 256, would take 13 GB before the crop
+# A line of 1 x 65,500 px, its shorter side enlarged to 256, would take 13 GB before the crop. At large sizes fewer pixels of it are
+# made, but always half a side on both sides of what the crop takes, more than the Lanczos window sees of a picture that is one.
+MAX_ASPECT, MIN_ASPECT, MAX_ENLARGED = 64, 2, 1 << 26  # the last in pixels
 PNG_LEVEL = 4
+LANCZOS_WINDOW = 5  # source pixels right of, or below, a place that it depends on, and one more
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,8 @@ def scale(pixels: np.ndarray, settings: ImageSettings) -> np.ndarray:
     """uint8 (height, width, 3) to the configured mode's size; the channels' order does not matter but for `border`: BGR."""
     size = settings.size
     if settings.mode == "center_crop":
-        pixels = _middle(pixels, MAX_ASPECT * min(pixels.shape[:2]))
+        aspect = max(MIN_ASPECT, min(MAX_ASPECT, MAX_ENLARGED // size**2))
+        pixels = _middle(pixels, aspect * min(pixels.shape[:2]))
         return _middle_resized(pixels, size)
     if settings.mode == "border":
         return _bordered(_resized(pixels, size / max(pixels.shape[:2])), size, settings.background)
@@ -75,21 +79,22 @@ def _resized(pixels: np.ndarray, factor: float) -> np.ndarray:
 def _middle_resized(pixels: np.ndarray, size: int) -> np.ndarray:
     """The shorter side to `size`, then the middle `size` x `size`.
 
-    Averaging costs as much as its output has pixels, so what the crop would cut away at the right and below is not computed: OpenCV
+    Resizing costs as much as its output has pixels, so what the crop would cut away at the right and below is not computed: OpenCV
     gives the other pixels alike when it is told the factors. (Left and above it cannot be spared: source pixels would shift.)
     """
     height, width = pixels.shape[:2]
     factor = size / min(height, width)
-    if factor >= 1:
-        return _middle(_resized(pixels, factor), size)
+    if factor == 1:
+        return _middle(pixels, size)
+    method, window = (cv2.INTER_AREA, 1) if factor < 1 else (cv2.INTER_LANCZOS4, LANCZOS_WINDOW)
     ends, factors, starts = [], [], []
     for side in (height, width):
         target = round(side * factor)
         start = (target - size) // 2
         factors.append(target / side)
         starts.append(start)
-        ends.append(min(side, math.ceil((start + size + 1) / factors[-1])))
-    part = cv2.resize(pixels[: ends[0], : ends[1]], None, fx=factors[1], fy=factors[0], interpolation=cv2.INTER_AREA)
+        ends.append(min(side, math.ceil((start + size + 1) / factors[-1]) + window - 1))
+    part = cv2.resize(pixels[: ends[0], : ends[1]], None, fx=factors[1], fy=factors[0], interpolation=method)
     return part[starts[0] : starts[0] + size, starts[1] : starts[1] + size]
 
 

@@ -84,6 +84,19 @@ def test_center_crop_gives_the_pixels_of_the_whole_image_resized() -> None:
         assert np.array_equal(found, whole[y : y + size, x : x + size]), (height, width, size)
 
 
+def test_center_crop_enlarges_only_what_it_needs_and_alike() -> None:
+    rng = np.random.default_rng(1)
+    for _ in range(120):
+        size, side = int(rng.integers(30, 300)), int(rng.integers(1, 30))
+        shape = (side, int(side * rng.uniform(1, 40)))
+        image = rng.integers(0, 256, (*(shape if rng.random() < 0.5 else shape[::-1]), 3), dtype=np.uint8)
+        target = tuple(round(length * (size / side)) for length in image.shape[1::-1])
+        whole = cv2.resize(image, target, interpolation=cv2.INTER_LANCZOS4)
+        y, x = (target[1] - size) // 2, (target[0] - size) // 2
+        found = scale(image, ImageSettings(size=size))
+        assert np.array_equal(found, whole[y : y + size, x : x + size]), (image.shape, size)
+
+
 def test_nothing_to_resize_leaves_the_pixels() -> None:
     image = noise(32, 32)
     for mode in WANTED:

@@ -52,6 +52,15 @@ def test_a_jpeg_cut_anywhere_is_dropped(name: str) -> None:
     assert kept == ([] if name in ("progressive", "restarts") else [len(content) - 2, len(content) - 1])
 
 
+@pytest.mark.parametrize("tail", [b"\r\n", b"\n", b"\xff", b"</html>", b"\x01"])
+def test_a_jpeg_cut_within_an_escaped_byte_is_dropped(tail: bytes) -> None:
+    """Behind its 0xFF, what was appended looks like a marker: the decoder stops there, whatever bits are tried behind it."""
+    content = encode(smooth(300, 220), "JPEG", quality=95)
+    start = content.index(b"\xff\xda")
+    cuts = [at + 1 for at in range(start, len(content) - 40) if content[at : at + 2] == b"\xff\0"]
+    assert cuts and not [cut for cut in cuts if whole(content[:cut] + tail, content)]
+
+
 @pytest.mark.parametrize("name", JPEGS)
 def test_a_download_that_was_padded_with_zeros_is_dropped(name: str) -> None:
     content = JPEGS[name]

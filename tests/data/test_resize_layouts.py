@@ -84,6 +84,22 @@ def test_a_transparent_value_of_sixteen_bits() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("depth", "kind", "row", "see_through"),
+    [
+        (1, 0, b"\xf0", (1,)), (2, 0, b"\xaa\0", (2,)), (4, 0, b"\x55\x55\0\0", (5,)), (8, 0, b"\x11" * 4 + b"\0" * 4, (0x11,)),
+        (8, 2, bytes((1, 2, 3)) * 4 + b"\0" * 12, (1, 2, 3)),
+        (16, 0, b"\x12\x34" * 4 + b"\0" * 8, (0x1234,)),
+        (16, 2, bytes((0x12, 0x34, 0x56, 0x78, 0x9A, 0xBC)) * 4 + b"\0" * 24, (0x1234, 0x5678, 0x9ABC)),
+    ],
+)  # fmt: skip
+def test_a_transparent_value_of_every_depth(depth: int, kind: int, row: bytes, see_through: tuple[int, ...]) -> None:
+    """Four pixels of the value that tRNS names, then four others."""
+    value = b"".join(part.to_bytes(2, "big") for part in see_through)
+    seen = decoded(png(8, 8, depth, kind, row * 8, value), MAGENTA)
+    assert (seen[:, :4] == (255, 0, 255)).all() and (seen[:, 4:] == (0, 0, 0)).all()
+
+
 def test_sixteen_bit_grey_is_shifted_not_clipped() -> None:
     ramp = np.linspace(0, 65535, 256).astype(np.uint16)[None].repeat(8, 0)
     for form in ("PNG", "TIFF", "PPM"):
@@ -101,13 +117,19 @@ def test_sixteen_bit_colour_png(kind: int, channels: int) -> None:
 
 
 def png16(values: np.ndarray, kind: int) -> bytes:
+    height, width = values.shape[:2]
+    return png(width, height, 16, kind, values.tobytes())
+
+
+def png(width: int, height: int, depth: int, kind: int, values: bytes, see_through: bytes = b"") -> bytes:
     def chunk(name: bytes, body: bytes) -> bytes:
         return len(body).to_bytes(4, "big") + name + body + zlib.crc32(name + body).to_bytes(4, "big")
 
-    height, width = values.shape[:2]
-    rows = b"".join(b"\0" + row.tobytes() for row in values)
-    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([16, kind, 0, 0, 0])
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    row = len(values) // height
+    rows = b"".join(b"\0" + values[at : at + row] for at in range(0, len(values), row))
+    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([depth, kind, 0, 0, 0])
+    content = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + (chunk(b"tRNS", see_through) if see_through else b"")
+    return content + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 def test_float_images() -> None:
@@ -117,6 +139,14 @@ def test_float_images() -> None:
     for wild in (-3.0, 300.0, np.nan, np.inf):
         content = encode(Image.fromarray(np.full((8, 8), wild, np.float32)), "TIFF")
         assert resize_image(content, AS_IS).reason == Reason.UNSUPPORTED_MODE
+
+
+def test_wide_integers_that_are_bytes_stay() -> None:
+    ramp = np.arange(256, dtype=np.int32)[None].repeat(8, 0)
+    assert (decoded(encode(Image.fromarray(ramp), "TIFF"))[..., 0] == ramp).all()
+    assert (decoded(encode(Image.fromarray(ramp * 257), "TIFF"))[..., 0] == ramp).all()
+    dark = b"P5 8 8 65535\n" + (200).to_bytes(2, "big") * 64  # of 65,535, nearly black
+    assert (decoded(dark) == 0).all()
 
 
 def test_wide_integers_are_refused() -> None:
