@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.fetch import resize
+from data.fetch import bombs, resize
 from data.fetch.bombs import FEW_SCANS, MOST_SCANS, has_more_scans, most_scans
 from data.fetch.reasons import Reason
 from data.fetch.resize import resize_image, scale
@@ -85,6 +85,13 @@ def test_large_pictures_may_have_fewer_scans() -> None:
 )
 def test_counting_scans_of_rubbish_ends(content: bytes) -> None:
     assert not has_more_scans(content, 9)
+
+
+def test_start_markers_are_counted_at_even_and_odd_places() -> None:
+    rng = np.random.default_rng(0)
+    for length in (0, 1, 2, 3, 7, 200):
+        content = rng.choice(np.array([0xFF, 0xDA], np.uint8), length).tobytes()
+        assert bombs._pairs(content) == content.count(b"\xff\xda")
 
 
 def test_a_png_of_many_profiles_is_refused_at_once() -> None:
