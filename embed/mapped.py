@@ -4,8 +4,10 @@ A row group's vectors that were written as one uncompressed page (`embed.cache.w
 mapped and not read: rows cost what is touched of them. Those of several pages are decoded by Arrow, to the same values.
 """
 
+import os
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -53,6 +55,33 @@ class OpenPart:
             return as_matrix(self.columns(group, [name])[name], dtype, width)
         end = start + rows * width * dtype.itemsize
         return np.asarray(self._bytes[start:end]).view(dtype).reshape(rows, width)
+
+    def copy_into(
+        self, target: NDArray[Any], here: slice | NDArray[np.int64], group: int, name: str, keep: NDArray[np.bool_] | None
+    ) -> None:  # fmt: skip
+        """Copy the rows of a row group that `keep` marks (None: all) to the rows `here` of `target` (n, width)."""
+        rows, width = self._file.metadata.row_group(group).num_rows, target.shape[1]
+        start = self._page_of(group, name, rows * width * target.itemsize)
+        if start is not None and keep is None and isinstance(here, slice):
+            # Read, not mapped: no page of the file becomes one of this process, and a file cut short is an error, not a signal.
+            self._read(start, target[here].data.cast("B"))
+            return
+        matrix = self.matrix(group, name, target.dtype, width)
+        if keep is not None and isinstance(here, slice):
+            np.take(matrix, np.flatnonzero(keep), axis=0, out=target[here], mode="clip")
+        else:
+            target[here] = matrix if keep is None else matrix[keep]
+
+    def _read(self, start: int, room: memoryview) -> None:
+        done = 0
+        with self.path.open("rb", buffering=0) as file:
+            while done < len(room):
+                count = os.preadv(file.fileno(), [room[done:]], start + done)
+                if not count:
+                    raise UserError(
+                        f"{self.path} ends before its data: it was cut; delete it and run `make embeddings`"
+                    )
+                done += count
 
     def _page_of(self, group: int, name: str, size: int) -> int | None:
         """Where the values of a column lie in the file, if they are one plain page of `size` bytes."""

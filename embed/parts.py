@@ -1,10 +1,12 @@
 """Which rows of a cache are read: its parts, what view and split leave of each row group, and everything that is refused."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,11 +16,11 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from data.artifacts import Artifact, Receipt
+from data.artifacts import Artifact, Receipt, canonical_json
 from data.errors import UserError
 from embed.cache import FORMAT, NULL_PART, read_metadata
 from embed.mapped import OpenPart, fixed_width
-from embed.rows import VECTORS, Kind, Rows
+from embed.rows import VECTORS, Kind, Rows, Vectors
 
 OPENERS = 8  # threads that read footers
 
@@ -33,18 +35,26 @@ class Unit(NamedTuple):
     kept: int
 
 
+class Group(NamedTuple):
+    """What a footer tells of a row group: its rows, its smallest and its largest key."""
+
+    rows: int
+    lowest: bytes
+    highest: bytes
+
+
 @dataclass(frozen=True)
 class Part:
     """`keep` marks the rows that are read, eight to a byte; None means all of them."""
 
     name: str
     path: Path
-    groups: tuple[int, ...]
+    groups: tuple[Group, ...]
     keep: NDArray[np.uint8] | None
 
     @property
     def rows(self) -> int:
-        return sum(self.groups)
+        return sum(group.rows for group in self.groups)
 
     def kept(self, start: int, rows: int) -> NDArray[np.bool_] | None:
         """Which of the rows [start, start + rows) are read; None for all of them."""
@@ -68,6 +78,7 @@ class CacheParts:
         receipts = embeddings.receipts()
         for receipt in receipts:
             self._require_file(receipt)
+        self._recorded = {path: facts["sha256"] for receipt in receipts for path, facts in receipt.files.items()}
         self.metadata = read_metadata(str(self.folder / f"{NULL_PART}.parquet"))
         self.identity = self.metadata["clip_identity"]
         if identity is not None and identity != self.identity:
@@ -85,7 +96,7 @@ class CacheParts:
             self.parts: list[Part] = list(pool.map(self._open, names))
         self.units = [unit for number, part in enumerate(self.parts) for unit in _units(number, part)]
         self.counts = np.array([unit.kept for unit in self.units], dtype=np.int64)
-        self.row_bytes = 4 * self.dim + self.token_dtype.itemsize * self.context_length + 48
+        self.row_bytes = 4 * self.dim + self.token_dtype.itemsize * self.context_length + 64
         self._checked: set[int] = set()
 
     def _require_file(self, receipt: Receipt) -> None:
@@ -118,7 +129,7 @@ class CacheParts:
             raise UserError(
                 f"{path} was made with another CLIP than the rest of {self.folder}; delete it and run `make embeddings`"
             )
-        groups = tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups))
+        groups = tuple(_group(footer.row_group(i)) for i in range(footer.num_row_groups))
         keep = self._keep(name, path, footer.num_rows)
         return Part(name, path, groups, None if keep is None else np.packbits(keep))
 
@@ -197,34 +208,62 @@ class CacheParts:
         keys, numbers = [np.zeros(0, "S1")], [np.zeros(0, np.int32)]
         for unit, part, keep in self.walk(units):
             table = part.columns(unit.group, ["key", "caption_index"])
-            key, number = fixed_width(table["key"]), table["caption_index"].to_numpy()
-            keys.append(key.copy() if keep is None else key[keep])
-            numbers.append(number if keep is None else number[keep])
+            keys.append(_kept(fixed_width(table["key"]), keep))
+            numbers.append(_kept(table["caption_index"].to_numpy(), keep))
         return np.concatenate(keys), np.concatenate(numbers)
 
-    def load(self, units: Sequence[Unit], vectors: Sequence[Kind]) -> Rows:
-        """Copy the rows of `units` into memory, in that order, with the vectors named ("image", "text")."""
-        total = sum(unit.kept for unit in units)
-        wanted = {VECTORS[name]: np.empty((total, self.dim), "<f2") for name in vectors}
-        tokens = np.empty((total, self.context_length), self.token_dtype)
-        keys, numbers, lengths, at = [np.zeros(0, "S1")], [np.zeros(0, np.int32)], [np.zeros(0, np.int32)], 0
+    def load(self, units: Sequence[Unit], kinds: Sequence[Kind], by_pair: bool = False) -> Rows:
+        """Copy the rows of `units` into memory, with the vectors named ("image", "text"): in that order, or by (key, caption_index).
+
+        Raises UserError naming a vector that is not of unit length."""
+        keys, numbers = self.keys(units)
+        order = _order(keys, numbers) if by_pair else None
+        total = len(keys)
+        stored = {VECTORS[kind]: np.empty((total, self.dim if kind in kinds else 0), "<f2") for kind in VECTORS}
+        tokens, lengths = np.empty((total, self.context_length), self.token_dtype), np.empty(total, np.int64)
+        place, at = None if order is None else np.argsort(order), 0
         for unit, part, keep in self.walk(units):
-            end = at + unit.kept
-            for name, target in (*wanted.items(), ("token_ids", tokens)):
-                matrix = part.matrix(unit.group, name, target.dtype, target.shape[1])
-                target[at:end] = matrix if keep is None else matrix[keep]
-            table = part.columns(unit.group, ["key", "caption_index", "n_tokens"])
-            key = fixed_width(table["key"])
-            keys.append(key.copy() if keep is None else key[keep])
-            for name, found in (("caption_index", numbers), ("n_tokens", lengths)):
-                column = table[name].to_numpy()
-                found.append(column if keep is None else column[keep])
-            at = end
-        none = np.empty((total, 0), "<f2")
-        image, text = (torch.from_numpy(wanted.get(column, none)) for column in VECTORS.values())
-        n_tokens = torch.from_numpy(np.concatenate(lengths).astype(np.int64))
-        key, caption_index = np.concatenate(keys), np.concatenate(numbers)
-        return Rows(str(self.folder), key, caption_index, image, text, tokens, n_tokens)
+            here = slice(at, at + unit.kept) if place is None else place[at : at + unit.kept]
+            for name, target in (*stored.items(), ("token_ids", tokens)):
+                if target.shape[1]:
+                    part.copy_into(target, here, unit.group, name, keep)
+            lengths[here] = _kept(part.columns(unit.group, ["n_tokens"])["n_tokens"].to_numpy(), keep)
+            at += unit.kept
+        if order is not None:
+            keys, numbers = keys[order], numbers[order]
+        image, text = (
+            Vectors.measure(torch.from_numpy(vectors), f"{self.folder}: {name}", keys)
+            for name, vectors in stored.items()
+        )
+        return Rows(keys, numbers, image, text, tokens, torch.from_numpy(lengths))
+
+    @cached_property
+    def digest(self) -> str:
+        """Which bytes are read, in which order: the parts' recorded digests and the rows that are kept of them."""
+        found = hashlib.sha256(canonical_json(self._recorded))
+        for part in self.parts:
+            found.update(part.name.encode() + (b"all" if part.keep is None else part.keep.tobytes()))
+        return found.hexdigest()
+
+
+def _order(keys: NDArray[np.bytes_], numbers: NDArray[np.int32]) -> NDArray[np.int64] | None:
+    """Rows by (key, caption_index); None where they are so already."""
+    same = keys[1:] == keys[:-1]
+    if bool(((keys[1:] > keys[:-1]) | (same & (numbers[1:] > numbers[:-1]))).all()):
+        return None
+    return np.lexsort((numbers, keys))
+
+
+def _kept(column: NDArray[Any], keep: NDArray[np.bool_] | None) -> NDArray[Any]:
+    return column if keep is None else column[keep]
+
+
+def _group(facts: pq.RowGroupMetaData) -> Group:
+    key = facts.column(0)
+    assert key.path_in_schema == "key"
+    if not key.is_stats_set or not key.statistics.has_min_max:
+        return Group(facts.num_rows, b"", b"\xff")
+    return Group(facts.num_rows, key.statistics.min.encode(), key.statistics.max.encode())
 
 
 def _read(path: Path, columns: list[str]) -> pa.Table:
@@ -235,7 +274,7 @@ def _read(path: Path, columns: list[str]) -> pa.Table:
 def _units(number: int, part: Part) -> Iterator[Unit]:
     """The row groups of a part of which anything is read."""
     start = 0
-    for group, rows in enumerate(part.groups):
+    for group, (rows, _, _) in enumerate(part.groups):
         keep = part.kept(start, rows)
         kept = rows if keep is None else int(np.count_nonzero(keep))
         if kept:

@@ -5,6 +5,7 @@ for batch in reader.batches(1024, seed=0):      # see embed.stream: state, ranks
     batch.image_embedding                       # float32 (1024, d), unit length
 """
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,12 +19,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from data.artifacts import Artifact
+from data.artifacts import Artifact, fingerprint
 from data.errors import UserError
 from embed.cache import NULL_PART, as_matrix
+from embed.lookup import Pairs, Span, find_rows
 from embed.mapped import as_tensor
 from embed.parts import CacheParts, Unit
-from embed.rows import CHUNK, START, VECTORS, Kind, PairBatch, Rows, State, join_batches, text, unit_length
+from embed.rows import CHUNK, START, VECTORS, Kind, PairBatch, Rows, State, join_batches, text, unit_scale
 from embed.shuffle import Shuffle, Window
 from embed.stream import Batches
 
@@ -66,7 +68,7 @@ class EmbeddingReader:
         # Two windows fit: one that is used, and one that is being read.
         window = None if self.in_memory else max(1, memory_limit // (2 * self.parts.row_bytes))
         self.shuffle = Shuffle(self.parts.counts, window)
-        self._held = self.parts.load(self.parts.units, self.vectors).by_pair() if self.in_memory else None
+        self._held = self.parts.load(self.parts.units, self.vectors, by_pair=True) if self.in_memory else None
         self._recent: OrderedDict[int, Rows] = OrderedDict()
         self.null = self._read_null()
 
@@ -80,7 +82,7 @@ class EmbeddingReader:
         return int(self._first[-1])
 
     @cached_property
-    def _pairs(self) -> tuple[NDArray[np.bytes_], NDArray[np.int32]]:
+    def _pairs(self) -> Pairs:
         if self._held is not None:
             return self._held.key, self._held.caption_index
         return self.parts.keys(self.parts.units)
@@ -94,34 +96,31 @@ class EmbeddingReader:
     def caption_index(self) -> NDArray[np.int32]:
         return self._pairs[1]
 
-    @cached_property
-    def _index(self) -> NDArray[np.int64]:
-        """Rows by (key, caption_index)."""
-        keys, numbers = self._pairs
-        return np.arange(len(keys)) if self._held is not None else np.lexsort((numbers, keys))
-
     def find(self, keys: Sequence[str], caption_index: Sequence[int] | None = None) -> NDArray[np.int64]:
-        """The rows of pairs by key, int64 (n,); without `caption_index`, each key's first row. Raises UserError for one not read."""
+        """The rows of pairs by key, int64 (n,); without `caption_index`, each key's first row. Raises UserError for one not read.
+
+        Of a cache on disk, reads the keys of the row groups in which a wanted one can lie."""
         wanted = np.array([key.encode() for key in keys], dtype=np.bytes_)
-        stored, numbers = self._pairs
-        place = np.searchsorted(stored, wanted, sorter=self._index)
-        last = np.searchsorted(stored, wanted, side="right", sorter=self._index)
-        absent = place == last
-        if caption_index is not None and not absent.any():
-            # Rows of a key are neighbours; its captions are few, and some may have been left out by the view.
-            want = np.asarray(caption_index)
-            for _ in range(int((last - place).max(initial=0))):
-                behind = (place < last) & (numbers[self._index[np.minimum(place, len(stored) - 1)]] < want)
-                place = place + behind
-            absent = (place == last) | (numbers[self._index[np.minimum(place, len(stored) - 1)]] != want)
-        if absent.any():
-            first = int(absent.argmax())
+        numbers = None if caption_index is None else np.asarray(caption_index, np.int32)
+        found = find_rows(self._spans, self._pairs_of, wanted, numbers)
+        if (found < 0).any():
+            first = int((found < 0).argmax())
             pair = keys[first] if caption_index is None else (keys[first], int(caption_index[first]))
             raise UserError(
                 f"{pair!r} is not among the {len(self):,} pairs read of {self.folder} "
                 f"(view {self.parts.view.folder.name if self.parts.view else '(none)'}, split {self.parts.split or '(any)'})"
             )
-        return self._index[place]
+        return found
+
+    @cached_property
+    def _spans(self) -> list[Span]:
+        if self._held is not None:
+            return [Span(0, self._held.key[0], self._held.key[-1])]
+        groups = [self.parts.parts[unit.part].groups[unit.group] for unit in self.parts.units]
+        return [Span(int(at), group.lowest, group.highest) for at, group in zip(self._first[:-1], groups, strict=True)]
+
+    def _pairs_of(self, span: int) -> Pairs:
+        return self._pairs if self._held is not None else self.parts.keys([self.parts.units[span]])
 
     def fetch(self, rows: NDArray[np.int64] | Sequence[int]) -> PairBatch:
         """The pairs at `rows` (numbers within this reader), in that order."""
@@ -138,13 +137,7 @@ class EmbeddingReader:
                 found.append(self._unit(unit).gather(index[run] - self._first[unit]))
         if not found:
             return self._unit(0).gather(index)
-        batch = join_batches(found)
-        back = np.argsort(order)
-        chosen = torch.from_numpy(back)
-        return PairBatch(
-            [batch.keys[i] for i in back], batch.caption_index[back], batch.image_embedding[chosen],
-            batch.text_embedding[chosen], batch.token_ids[chosen], batch.n_tokens[chosen],
-        )  # fmt: skip
+        return join_batches(found).take(np.argsort(order))
 
     def _unit(self, number: int) -> Rows:
         """A row group, from those lately used if it is among them; together they stay within a window's rows."""
@@ -170,6 +163,18 @@ class EmbeddingReader:
             rows = np.arange(len(self)) if window.units is None else self._rows_of(window.units)
             found.append(rows[window.permutation()])
         return np.concatenate(found)
+
+    def order_name(self, seed: int) -> str:
+        """Names the orders that `seed` gives: equal for two readers when they give the same rows in the same order. 16 hex digits."""
+        return fingerprint([seed, self._rows_digest])[:16]
+
+    @cached_property
+    def _rows_digest(self) -> str:
+        if self._held is None:
+            return f"{self.parts.digest} in windows of {self.shuffle.rows}"
+        found = hashlib.sha256(self._held.key.tobytes())
+        found.update(self._held.caption_index.tobytes())
+        return found.hexdigest()
 
     def batches(
         self, batch: int, seed: int, start: State = START, epochs: int | None = 1, rank: int = 0, ranks: int = 1,
@@ -219,7 +224,7 @@ class EmbeddingReader:
             fresh[0] = rows.key[0] != previous  # an image's captions may be cut by a row group's end
             previous = rows.key[-1]
             for chosen in np.split(np.flatnonzero(fresh), range(CHUNK, int(fresh.sum()), CHUNK)):
-                yield start + chosen, rows.vectors("image", torch.from_numpy(chosen))
+                yield start + chosen, rows.image.gather(torch.from_numpy(chosen))
 
     def _stretches(self) -> Iterator[tuple[int, Rows]]:
         """All rows in order, a stretch at a time, with the number of each stretch's first row."""
@@ -247,8 +252,12 @@ class EmbeddingReader:
         what = f"{self.folder}: {VECTORS[kind]}"
         for start, stored in self._stored(kind):
             for i, half in enumerate(stored.split(batch)):
-                keys = partial(self._keys_from, start + i * batch)
-                yield unit_length(half.float(), what, keys) if unit else half.float()
+                vectors = half.float()
+                yield (
+                    vectors.mul_(unit_scale(vectors, what, partial(self._keys_from, start + i * batch)))
+                    if unit
+                    else vectors
+                )
 
     def _keys_from(self, row: int) -> NDArray[np.bytes_]:
         return self._pairs[0][row:]
@@ -256,7 +265,7 @@ class EmbeddingReader:
     def _stored(self, kind: Kind) -> Iterator[tuple[int, Tensor]]:
         """float16 vectors in the order of the rows, a stretch at a time, with the number of each stretch's first row."""
         if self._held is not None:
-            yield 0, self._held.image if kind == "image" else self._held.text
+            yield 0, self._held.vectors(kind).stored
             return
         for number, (row_group, part, keep) in enumerate(self.parts.walk(self.parts.units)):
             matrix = part.matrix(row_group.group, VECTORS[kind], np.dtype("<f2"), self.dim)

@@ -6,7 +6,7 @@ step's rows do not divide, the first ranks take one more. The last step of an ep
 batch there; every rank makes the same number of steps. `drop_last` leaves that smaller step out.
 
 `batch.state` after a batch, or `Batches.state`, given as `start`, goes on with the next one, on any number of ranks and with any
-batch size.
+batch size. A state of another order (the view changed, another seed ...) is refused: rows would be repeated and left out unseen.
 """
 
 from collections import deque
@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import IterableDataset, get_worker_info
 
+from data.errors import UserError
 from embed.rows import START, PairBatch, Rows, State, join_batches
 from embed.shuffle import Window, rank_slice
 
@@ -48,7 +49,14 @@ class Batches:
 
     def __post_init__(self) -> None:
         assert self.batch >= 1 and 0 <= self.rank < self.ranks and 0 <= self.worker < self.workers
-        self.state = self.start
+        self.order = self.reader.order_name(self.seed)
+        if self.start.order not in ("", self.order):
+            raise UserError(
+                f"the stream cannot go on at epoch {self.start.epoch}, row {self.start.position:,}: that place is in another order "
+                f"({self.start.order}, not {self.order}); cache, view, split, seed or memory limit changed since. "
+                f"State({self.start.epoch + 1}) begins the next epoch"
+            )
+        self.state = self.start._replace(order=self.order)
 
     def __iter__(self) -> Iterator[PairBatch]:
         epoch, position, number = self.start.epoch, self.start.position, 0
@@ -79,7 +87,7 @@ class Batches:
         with _Ahead(self.reader, windows) as loaded:
             for start in steps:
                 stop = min(start + self.batch, end)
-                state = State(epoch, stop) if stop < end else State(epoch + 1, 0)
+                state = State(epoch, stop, self.order) if stop < end else State(epoch + 1, 0, self.order)
                 positions = rank_slice(start, stop, self.rank, self.ranks)
                 yield join_batches(list(loaded.gather(positions, start, stop)), state)
 
