@@ -7,7 +7,9 @@ open_clip's own loader, which unpickles nothing but tensors (`weights_only`).
 
 import hashlib
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,7 +95,7 @@ def load_named(settings: ClipSettings, seed: int) -> Loaded:
     config = open_clip.get_model_config(name)
     declared = _tag_facts(name, tag, config) if tag else None
     tokenizer = _named_tokenizer(name)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), nullcontext() if tag else _random_as_asked():
         torch.manual_seed(seed)
         try:
             # Without `pretrained_text=False` a random model's Hugging Face tower would fetch weights of its own.
@@ -111,6 +113,21 @@ def load_named(settings: ClipSettings, seed: int) -> Loaded:
                 f"{preprocess[field]}; choose another tag, or its weights as a checkpoint folder that records the right one"
             )
     return Loaded(model, config, preprocess, tokenizer, f"{name}/{tag or 'random'}")
+
+
+@contextmanager
+def _random_as_asked() -> Iterator[None]:
+    """Without open_clip's warning that the weights are random, which the config asked for."""
+
+    def other(record: logging.LogRecord) -> bool:
+        return "No pretrained weights loaded" not in record.getMessage()
+
+    root = logging.getLogger()
+    root.addFilter(other)
+    try:
+        yield
+    finally:
+        root.removeFilter(other)
 
 
 def weights_digest(state: Mapping[str, torch.Tensor]) -> str:

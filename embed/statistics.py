@@ -230,8 +230,8 @@ def draw(content: Mapping[str, Any], path: Path) -> None:
     )
     if len(used):
         left.set_xlim(BINS[used[0]] - 0.02, BINS[used[-1] + 1] + 0.02)
-    left.set(xlabel="cosine of image and caption", ylabel="share")
-    left.legend()
+    left.set(xlabel="cosine of image and caption", ylabel="share", ylim=(0, left.get_ylim()[1] * 1.25))
+    left.legend(loc="upper right")
     for name in ("image", "text"):
         values, effective = np.array(content[name]["eigenvalues"]), content[name]["effective_dimension"]
         shown = values[values > values.max(initial=0.0) * 1e-9]

@@ -1,4 +1,4 @@
-"""Does the cache still belong to its images? Parts, keys, hashes, lengths, scores, probes, and a re-encoded sample of rows.
+"""Does the cache still belong to its images? Parts, keys, hashes, lengths, scores, probes, and a sample of rows encoded again.
 
 One part is in memory at a time. Each kind of problem is told once for a part, with the first row that has it.
 """
@@ -20,7 +20,7 @@ from torch.nn.functional import normalize
 
 from data.errors import UserError
 from data.run import Run
-from embed.cache import NULL_PART, as_matrix, read_metadata
+from embed.cache import NULL_PART, CacheFormat, as_matrix, read_metadata
 from embed.clip import Clip
 from embed.encoder import cache_clip, clip_scores, hash16, probe_embeddings
 from embed.images import Preprocess, StoredImage, index_shard
@@ -42,10 +42,17 @@ class _Drawn:
     caption: str
     image: NDArray[np.float16]
     text: NDArray[np.float16]
+    token_ids: NDArray[np.unsignedinteger]
+    n_tokens: int
 
 
 def verify_cache(run: Run, rows: int = SAMPLED_ROWS) -> list[str]:
-    """What is wrong with the run's embedding cache, one line each; empty when nothing is. `rows` are encoded again."""
+    """What is wrong with the run's embedding cache, one line each; empty when nothing is. `rows` are encoded again.
+
+    Raises UserError where there is no whole cache, dataset or CLIP to compare.
+    """
+    if rows < 0:
+        raise UserError(f"--rows is {rows}; it is the number of pairs to encode again, 0 for none")
     folder = run.embeddings.require("make embeddings").folder
     problems = run.embeddings.verify()
     cached = {receipt.name for receipt in run.embeddings.receipts()} - {NULL_PART}
@@ -61,16 +68,22 @@ def verify_cache(run: Run, rows: int = SAMPLED_ROWS) -> list[str]:
             f"{folder} was made with the CLIP {metadata['clip_name']} ({metadata['clip_identity'][:12]}), "
             f"not with the one in use ({clip.identity[:12]})"
         ]
-    sample: list[
-        tuple[str, int, _Drawn]
-    ] = []  # a heap of the rows with the smallest hashes: the same ones in any order of parts
+    # A heap of the rows with the largest hashes: the same ones in any order of parts.
+    sample: list[tuple[str, int, _Drawn]] = []
     for name in sorted(cached):
         shard = run.dataset.folder / "shards" / f"{name}.tar"
         table = pq.read_table(folder / f"{name}.parquet", memory_map=True)
-        stored = index_shard(shard)
-        problems += [f"{folder / name}.parquet: {problem}" for problem in _check_part(table, stored, shard, clip)]
-        _draw(sample, rows, run.seed, table, stored, shard, clip.embed_dim)
+        try:
+            stored = index_shard(shard)
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        found = [f"{folder / name}.parquet: {problem}" for problem in _check_part(table, stored, shard, clip)]
+        problems += found
+        if not found:
+            _draw(sample, rows, run.seed, table, stored, shard, clip)
     tolerance = COSINE_TOLERANCE[metadata["precision"]]
+    problems += _check_null(folder / f"{NULL_PART}.parquet", clip, tolerance)
     problems += _check_probes(metadata, clip, tolerance)
     problems += _check_sample([drawn for _, _, drawn in sample], clip, metadata["reduced_decode"] == "true", tolerance)
     return problems
@@ -81,6 +94,11 @@ def _check_part(table: pa.Table, stored: Sequence[StoredImage], shard: Path, cli
     if metadata.get("clip_identity") != clip.identity:
         yield "was made with another CLIP than the rest of the cache; delete it and run `make embeddings`"
         return
+    schema = _format(clip).schema
+    if table.schema.names != schema.names or table.schema.types != schema.types:
+        unlike = sorted({f"{f.name} {f.type}" for f in schema} - {f"{f.name} {f.type}" for f in table.schema})
+        yield f"lacks columns of the format ({', '.join(unlike) or 'their order'}); delete it and run `make embeddings`"
+        return
     expected = [(s.key, i) for s in stored for i in range(len(s.meta["captions"]))]
     found = list(zip(table["key"].to_pylist(), table["caption_index"].to_pylist(), strict=True))
     if found != expected:
@@ -90,8 +108,23 @@ def _check_part(table: pa.Table, stored: Sequence[StoredImage], shard: Path, cli
         told = [str(pairs[row]) if row < len(pairs) else "no row" for pairs in (found, expected)]
         yield f"row {row} is {told[0]}, the shard has {told[1]}: keys of cache and shards differ"
         return
+    yield from _check_facts(table, stored)
     yield from _check_hashes(table, stored, shard)
     yield from _check_vectors(table, clip.embed_dim)
+
+
+def _check_facts(table: pa.Table, stored: Sequence[StoredImage]) -> Iterator[str]:
+    keys = table["key"].to_pylist()
+    for column, name in (("uid", "source_id"), ("split", "split"), ("width", "width"), ("height", "height")):
+        expected = [s.meta[name] for s in stored for _ in s.meta["captions"]]
+        for row, (ours, theirs) in enumerate(zip(table[column].to_pylist(), expected, strict=True)):
+            if ours != theirs:
+                yield f"row {row}: {column} of {keys[row]} is {ours!r}, the shard has {theirs!r}"
+                break
+
+
+def _format(clip: Clip) -> CacheFormat:
+    return CacheFormat(clip.embed_dim, clip.context_length, clip.vocab_size, {})
 
 
 def _check_hashes(table: pa.Table, stored: Sequence[StoredImage], shard: Path) -> Iterator[str]:
@@ -140,27 +173,36 @@ def _check_vectors(table: pa.Table, dim: int) -> Iterator[str]:
 
 
 def _draw(
-    sample: list[tuple[str, int, _Drawn]],
-    rows: int,
-    seed: int,
-    table: pa.Table,
-    stored: Sequence[StoredImage],
-    shard: Path,
-    dim: int,
-) -> None:
+    sample: list[tuple[str, int, _Drawn]], rows: int, seed: int, table: pa.Table, stored: Sequence[StoredImage], shard: Path, clip: Clip
+) -> None:  # fmt: skip
     """Keep in `sample` the `rows` pairs whose seeded hashes are largest, over all parts."""
-    if [s.key for s in stored for _ in s.meta["captions"]] != table["key"].to_pylist():
-        return  # told already
     owners = [(s, caption) for s in stored for caption in s.meta["captions"]]
-    images, texts = (as_matrix(table[f"{side}_embedding"], "<f2", dim) for side in ("image", "text"))
+    images, texts = (as_matrix(table[f"{side}_embedding"], "<f2", clip.embed_dim) for side in ("image", "text"))
+    tokens = as_matrix(table["token_ids"], _format(clip).token_dtype, clip.context_length)
     for row, (owner, caption) in enumerate(owners):
         rank = hashlib.sha256(f"{seed} {owner.key} {row}".encode()).hexdigest()
         if len(sample) >= rows and (not sample or rank <= sample[0][0]):
             continue
-        drawn = _Drawn(shard, owner, caption, images[row].copy(), texts[row].copy())  # type: ignore[arg-type]
+        image, text, ids = (matrix[row].copy() for matrix in (images, texts, tokens))
+        drawn = _Drawn(shard, owner, caption, image, text, ids, table["n_tokens"][row].as_py())  # type: ignore[arg-type]
         heapq.heappush(sample, (rank, row, drawn))
         if len(sample) > rows:
             heapq.heappop(sample)
+
+
+def _check_null(path: Path, clip: Clip, tolerance: float) -> Iterator[str]:
+    """The empty caption's row against the CLIP's."""
+    table, form = pq.read_table(path), _format(clip)
+    if len(table) != 1 or table["caption"].to_pylist() != [""]:
+        yield f"{path}: {len(table)} rows, not the one of the empty caption"
+        return
+    then = torch.from_numpy(as_matrix(table["text_embedding"], "<f2", clip.embed_dim).astype(np.float64))
+    ids = clip.tokenize([""])
+    worst = _distance(clip.encode_ids(ids), then)
+    if not float(worst) <= tolerance:
+        yield f"{path}: the empty caption's embedding is {float(worst):.2g} (1 - cosine) from the encoder's, more than {tolerance:g}"
+    if not np.array_equal(as_matrix(table["token_ids"], form.token_dtype, clip.context_length), ids.numpy()):
+        yield f"{path}: the empty caption's token ids are not the tokenizer's"
 
 
 def _check_probes(metadata: dict[str, str], clip: Clip, tolerance: float) -> Iterator[str]:
@@ -189,21 +231,32 @@ def _check_sample(sample: list[_Drawn], clip: Clip, reduced: bool, tolerance: fl
         except (OSError, UserError) as error:
             yield f"a stored image cannot be decoded again: {error}"
             return
+        ids = clip.tokenize([d.caption for d in drawn])
+        lengths = clip.token_counts(ids).tolist()
+        for d, row, length in zip(drawn, ids.numpy(), lengths, strict=True):
+            if not np.array_equal(d.token_ids, row) or d.n_tokens != length:
+                yield f"token ids of {d.stored.key} are not those of its caption {d.caption[:60]!r}"
+                break
         fresh = {
             "image": (clip.encode_pixels(prepare.normalise(torch.from_numpy(pixels))), [d.image for d in drawn]),
-            "text": (clip.encode_ids(clip.tokenize([d.caption for d in drawn])), [d.text for d in drawn]),
+            "text": (clip.encode_ids(ids), [d.text for d in drawn]),
         }
         for name, (raw, stored) in fresh.items():
-            then = normalize(torch.from_numpy(np.stack(stored)).double(), dim=-1)
-            distance = 1 - (normalize(raw.cpu().double(), dim=-1) * then).sum(dim=1)
-            row = int(torch.nan_to_num(distance, nan=2.0).argmax())
-            worst[name] = max(worst[name], (float(torch.nan_to_num(distance, nan=2.0)[row]), drawn[row].stored.key))
+            distance = _distance(raw, torch.from_numpy(np.stack(stored)))
+            row = int(distance.argmax())
+            worst[name] = max(worst[name], (float(distance[row]), drawn[row].stored.key))
     for name, (distance_found, key) in worst.items():
         if distance_found > tolerance:
             yield (
                 f"re-encoding {len(sample)} rows: a stored {name} embedding is {distance_found:.2g} (1 - cosine) from the encoder's, "
                 f"more than {tolerance:g}: the one of {key}"
             )
+
+
+def _distance(raw: torch.Tensor, stored: torch.Tensor) -> torch.Tensor:
+    """1 - cosine of each row, float64 (n,); 2 where it is no number."""
+    cosines = (normalize(raw.cpu().double(), dim=-1) * normalize(stored.double(), dim=-1)).sum(dim=1)
+    return torch.nan_to_num(1 - cosines, nan=2.0)
 
 
 def _image_bytes(drawn: _Drawn) -> bytes:
