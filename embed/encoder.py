@@ -74,6 +74,7 @@ def embed_part(spec: PartSpec, attempt: Path) -> dict[str, int]:
             f"the CLIP changed while its embeddings were made: {clip.identity[:12]} is not {spec.inputs['clip'][:12]}; "
             "run `make embeddings` again"
         )
+    loaded = time.perf_counter()
     facts: dict[str, Any] = {}
     with Lanes(lane_count(settings, cluster, device), device) as lanes:
         if spec.name == NULL_PART:
@@ -85,7 +86,7 @@ def embed_part(spec: PartSpec, attempt: Path) -> dict[str, int]:
     write_part(str(attempt / f"{spec.name}.parquet"), table, settings.row_group)
     now = time.perf_counter()
     if facts:
-        times = {"writing": now - writing, "seconds": now - started, "device": device.type}
+        times = {"loading": loaded - started, "writing": now - writing, "seconds": now - started, "device": device.type}
         publish_json(attempt / "log" / f"{spec.name}.json", facts | times)
     return counts
 

@@ -3,7 +3,8 @@
     list   00000.parquet ...       every column; vectors and token ids as fixed-size lists
     npy    img_emb/img_emb_0.npy   text_emb/text_emb_0.npy   metadata/metadata_0.parquet: row i of one is row i of the others
 
-One part of the cache is one file, and a row group is in memory at a time. `_export.json` says what was exported (readers of Parquet folders pass over names that begin so).
+One part of the cache is one file, and a row group is in memory at a time. `_export.json` says what was exported (readers of Parquet
+folders pass over names that begin so).
 """
 
 import os

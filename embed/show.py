@@ -13,23 +13,25 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from data.artifacts import publish_bytes
 from data.errors import UserError
 from data.run import Run
+from data.shards import ShardReader
 from data.show import Shown, contact_sheet, read_shown
 from data.text import printable
 from embed.clip import Clip
 from embed.mapped import fixed_width
 from embed.parts import CacheParts
 
-HEADER, MARGIN = 40, 12  # pixels
+HEADER, MARGIN, PICTURE = 40, 12, 160  # pixels
 TITLE_CHARS = 160
 
 
 @dataclass(frozen=True)
 class Query:
-    """What to look near: a unit vector float32 (d,), a title, and the key to leave out of the answer."""
+    """What to look near: a unit vector float32 (d,), a title, the key to leave out of the answer, the picture it is of."""
 
     title: str
     vector: NDArray[np.float32]
     key: str | None = None
+    picture: Image.Image | None = None
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def image_query(clip: Clip, path: Path) -> Query:
             f"--image: {printable(str(path))} cannot be read as an image: {printable(str(error))}"
         ) from None
     raw = clip.encode_pixels(clip.preprocess(image)[None])[0]
-    return Query(f"image: {printable(path.name)}", torch.nn.functional.normalize(raw, dim=-1).numpy())
+    return Query(f"image: {printable(path.name)}", torch.nn.functional.normalize(raw, dim=-1).numpy(), None, image)
 
 
 def key_query(run: Run, key: str) -> Query:
@@ -66,7 +68,8 @@ def key_query(run: Run, key: str) -> Query:
         rows = np.flatnonzero(keys == key.encode())
         if len(rows):
             vectors = part.matrix(unit.group, "image_embedding", np.dtype("<f2"), parts.dim)
-            return Query(f"sample {printable(key)}", _units(vectors[rows[:1]])[0], key)
+            picture = Image.fromarray(ShardReader(run.dataset).image(key))
+            return Query(f"sample {printable(key)}", _units(vectors[rows[:1]])[0], key, picture)
     raise UserError(
         f"--key: no sample in {parts.folder} has the key {printable(key)!r}; `python -m data show` prints some"
     )
@@ -112,16 +115,22 @@ def write_neighbours(run: Run, query: Query, shown: Sequence[Shown], path: Path)
     """A contact sheet with the query above it, as PNG."""
     import matplotlib
 
-    sheet = contact_sheet(run, shown)
-    whole = Image.new("RGB", (sheet.width, sheet.height + HEADER), "white")
-    whole.paste(sheet, (0, HEADER))
+    sheet, above = contact_sheet(run, shown), HEADER
+    whole = Image.new("RGB", (max(sheet.width, 2 * PICTURE), sheet.height + HEADER + PICTURE + MARGIN), "white")
     font = ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), 15)
     title = f"nearest to {query.title}"[:TITLE_CHARS]
-    while font.getlength(title) > sheet.width - 2 * MARGIN:
+    while font.getlength(title) > whole.width - 2 * MARGIN:
         title = title[:-2].rstrip(".") + "."
-    ImageDraw.Draw(whole).text((MARGIN, MARGIN), title, "#1f2933", font)
+    pen = ImageDraw.Draw(whole)
+    pen.text((MARGIN, MARGIN), title, "#1f2933", font)
+    if query.picture is not None:
+        small = ImageOps.contain(query.picture, (2 * PICTURE - 2 * MARGIN, PICTURE))
+        whole.paste(small, (MARGIN, HEADER))
+        above += PICTURE + MARGIN
+        pen.line((MARGIN, above, whole.width - MARGIN, above), "#cbd2d9")
+    whole.paste(sheet, (0, above))
     out = io.BytesIO()
-    whole.save(out, "PNG")
+    whole.crop((0, 0, whole.width, above + sheet.height)).save(out, "PNG")
     publish_bytes(path, out.getvalue())
 
 
