@@ -1,14 +1,15 @@
-"""Reading the embedding cache: `python -m benchmarks.cache_read [--quick | --ten-million [--quick]]`.
+"""Reading the embedding cache: `python -m benchmarks.cache_read [--quick]`.
 
 Beside embedding-reader (sequential float32) and a map-style DataLoader over a memory-mapped npy file (shuffled batches), on the same
-vectors, from the page cache. Then once under a limit on the process's private memory that the cache exceeds. `--ten-million`
-makes 10 million rows with a fake encoder instead, and reports memory and start times at 1 and 10 million.
+vectors, from the page cache. Then once under a limit that the cache exceeds, its files dropped from the page cache before: RLIMIT_AS
+bounds all that the process can map, private memory and mapped files alike, so its resident memory cannot be more. The
+kernel's own page cache is outside that limit. Ten million rows: `benchmarks.cache_large`.
 """
 
 import argparse
 import json
+import os
 import resource
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.fake_cache import write_cache, write_view
+from benchmarks.fake_cache import write_cache
 from data.artifacts import Artifact
 from embed.reader import EmbeddingReader
 
@@ -154,21 +155,29 @@ def show(found: dict[str, tuple[float, float]]) -> None:
 
 
 def status_mib(field: str) -> float:
-    """A line of /proc/self/status: RssAnon (memory that is not a file's), VmData (what RLIMIT_DATA limits)."""
+    """A line of /proc/self/status: RssAnon (memory that is not a file's), VmRSS (with mapped files), VmSize (what RLIMIT_AS limits)."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) / 1024
     raise RuntimeError(f"no {field} in /proc/self/status")
 
 
+def drop_from_page_cache(folder: Path) -> None:
+    for path in folder.rglob("*.parquet"):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def limited(folder: Path, limit: int) -> dict[str, Any]:
-    """Run in a child: read an epoch with at most `limit` bytes more of private memory than an idle process with torch loaded."""
+    """Run in a child: read an epoch with at most `limit` bytes more of address space than an idle process with torch loaded."""
     small = EmbeddingReader(Artifact(folder), memory_limit=0)
     for _, _ in zip(small.batches(64, 0), range(4), strict=False):
         pass  # allocators and thread stacks are set up before the limit is measured
-    base, before = status_mib("VmData"), status_mib("RssAnon")
-    allowed = int(base * MIB) + limit
-    resource.setrlimit(resource.RLIMIT_DATA, (allowed, allowed))
+    del small
+    allowed = int(status_mib("VmSize") * MIB) + limit
+    resource.setrlimit(resource.RLIMIT_AS, (allowed, allowed))
+    before = status_mib("VmRSS")
     try:
         EmbeddingReader(Artifact(folder))
         refused = False
@@ -177,24 +186,27 @@ def limited(folder: Path, limit: int) -> dict[str, Any]:
     except RuntimeError as error:
         refused = "memory" in str(error)
     reader = EmbeddingReader(Artifact(folder), memory_limit=limit // 4)
-    anonymous, rows = [], 0
+    drop_from_page_cache(folder)
+    resident, rows, start = [], 0, time.perf_counter()
     for i, batch in enumerate(reader.batches(BATCH, 0)):
         rows += len(batch.keys)
         if i % 8 == 0:
-            anonymous.append(status_mib("RssAnon"))
-    half = len(anonymous) // 2
+            resident.append(status_mib("VmRSS"))
+    seconds, half = time.perf_counter() - start, len(resident) // 2
     assert rows == len(reader)
     return {
-        "rows": rows, "cache_mib": len(reader) * reader.parts.row_bytes / MIB, "limit_mib": limit / MIB, "holding_refused": refused,
-        "rss_anon_before_mib": before,
-        "rss_anon_first_half_mib": max(anonymous[:half]), "rss_anon_second_half_mib": max(anonymous[half:]),
-        "windows": len(reader.shuffle.windows(0, 0)),
+        "rows": rows, "rows_per_second": round(rows / seconds), "cache_mib": len(reader) * reader.parts.row_bytes / MIB,
+        "limit_mib": limit / MIB, "holding_refused": refused, "windows": len(reader.shuffle.windows(0, 0)), "rss_before_mib": before,
+        "rss_first_half_mib": max(resident[:half]), "rss_second_half_mib": max(resident[half:]),
     }  # fmt: skip
 
 
-def child(arguments: list[str]) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.cache_read", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def child(module: str, arguments: list[str]) -> dict[str, Any]:
+    """The JSON line that a benchmark of ours prints last, run in a process of its own. One malloc arena: each further one reserves
+    64 MiB of address space that nothing uses."""
+    command = [sys.executable, "-m", f"benchmarks.{module}", *arguments]
+    environment = os.environ | {"MALLOC_ARENA_MAX": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -207,13 +219,12 @@ def compare(rows: int, times: int) -> dict[str, Any]:
         cache = write_cache(folder / "cache", [range(i, i + PART) for i in range(0, rows, PART)], 768)
         npy, one, lists = write_peers(cache, folder)
         found = sequential(cache, npy, lists, rows, times) | training(cache, one, rows, times)
-        under = child(["--limited", str(cache.folder), str(max(110 * MIB, int(found_bytes(cache) * 0.4)))])
+        under = child("cache_read", ["--limited", str(cache.folder), str(int(found_bytes(cache) * 0.6))])
     print(
-        f"under a limit: a cache of {under['cache_mib']:.0f} MiB in {under['limit_mib']:.0f} MiB of private memory "
-        f"(RLIMIT_DATA; holding it whole {'fails' if under['holding_refused'] else 'fits'}): "
-        f"{under['windows']} windows, anonymous memory {under['rss_anon_before_mib']:.0f} MiB before, "
-        f"at most {under['rss_anon_first_half_mib']:.0f} MiB in the first half, "
-        f"{under['rss_anon_second_half_mib']:.0f} MiB in the second"
+        f"under a limit: a cache of {under['cache_mib']:.0f} MiB in {under['limit_mib']:.0f} MiB of address space "
+        f"(RLIMIT_AS; holding it whole {'fails' if under['holding_refused'] else 'FITS'}), from the disk: {under['windows']} windows, "
+        f"{under['rows_per_second'] / 1e3:,.0f} thousand rows/s with both vectors; resident {under['rss_before_mib']:.0f} MiB before, at "
+        f"most {under['rss_first_half_mib']:.0f} MiB in the first half, {under['rss_second_half_mib']:.0f} MiB in the second"
     )
     return {"name": "cache_read", "unit": "rows/s", **found, "n": rows, "limited": under}
 
@@ -223,83 +234,15 @@ def found_bytes(cache: Artifact) -> int:
     return len(reader) * reader.parts.row_bytes
 
 
-def large(folder: Path, parts: int, part: int, dim: int, limit: int) -> dict[str, Any]:
-    """Run in a child: write parts, then start the stage and the reader again, and read on; memory and seconds of each."""
-    images = [range(i * part, (i + 1) * part) for i in range(parts)]
-    found: dict[str, Any] = {"rows": parts * part, "parts": parts}
-
-    def timed(name: str, work: Callable[[], Any]) -> Any:
-        start, cpu = time.perf_counter(), time.process_time()
-        result = work()
-        found[f"{name}_seconds"] = round(time.perf_counter() - start, 3)
-        found[f"{name}_cpu_seconds"] = round(time.process_time() - cpu, 3)
-        found[f"{name}_rss_anon_mib"] = round(status_mib("RssAnon"))
-        return result
-
-    cache = timed("write", lambda: write_cache(folder / "cache", images, dim))
-    timed("stage_again", lambda: write_cache(folder / "cache", images, dim))
-    timed("manifest", lambda: (cache.manifest(), cache.receipts(), cache.digest()))
-    reader = timed("reader_start", lambda: EmbeddingReader(cache, memory_limit=limit))
-    view = write_view(folder / "view", cache)
-    narrowed = timed("reader_start_view_split", lambda: EmbeddingReader(cache, view, "train", memory_limit=limit))
-    assert len(reader) == parts * part
-    peak, rows, start = 0.0, 0, time.perf_counter()
-    for batch in narrowed.batches(BATCH, 0):
-        rows += len(batch.keys)
-        peak = max(peak, status_mib("RssAnon"))
-    assert rows == len(narrowed)
-    found["view_rows_per_second"] = round(rows / (time.perf_counter() - start))
-    start, rows = time.perf_counter(), 0
-    for batch in reader.batches(BATCH, 0):
-        rows += len(batch.keys)
-        if rows % (64 * BATCH) == 0:
-            peak = max(peak, status_mib("RssAnon"))
-    assert rows == len(reader)
-    found |= {"rows_per_second": round(rows / (time.perf_counter() - start)), "read_peak_rss_anon_mib": round(peak)}
-    return found
-
-
-def ten_million(quick: bool) -> dict[str, Any]:
-    part, dim, limit = (1_000, 16, 8 * MIB) if quick else (10_000, 64, 64 * MIB)
-    need = 8 * 2**30
-    results = []
-    for parts in (100, 1000):
-        with tempfile.TemporaryDirectory() as temporary:
-            if not quick and shutil.disk_usage(temporary).free < need:
-                raise SystemExit(
-                    f"{temporary}: 10 million rows need {need >> 30} GiB of disk; set TMPDIR to a larger one"
-                )
-            results.append(child(["--large", temporary, *map(str, (parts, part, dim, limit))]))
-        for name, value in results[-1].items():
-            print(f"  {name:40s} {value:>14,}")
-    small, big = results
-    print("beside one tenth of the rows:")
-    for name in ("write_rss_anon_mib", "reader_start_rss_anon_mib", "read_peak_rss_anon_mib"):
-        print(f"  {name:40s} {small[name]:>6} -> {big[name]} MiB")
-    return {
-        "name": "cache_read_ten_million", "unit": "seconds to start the reader", "ours": big["reader_start_seconds"], "peer": None,
-        "ratio": None, "n": big["rows"], "tenth": small, "whole": big,
-    }  # fmt: skip
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer rows, within a minute")
-    parser.add_argument(
-        "--ten-million", action="store_true", help="10 million rows of 64 dimensions from a fake encoder"
-    )
     parser.add_argument("--limited", nargs=2, help=argparse.SUPPRESS)
-    parser.add_argument("--large", nargs=5, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     # One core for ours and for torch's part of the peers': with two, what is measured is how busy the machine's other core is.
     torch.set_num_threads(1)
     if arguments.limited:
         result = limited(Path(arguments.limited[0]), int(arguments.limited[1]))
-    elif arguments.large:
-        folder, *numbers = arguments.large
-        result = large(Path(folder), *map(int, numbers))
-    elif arguments.ten_million:
-        result = ten_million(arguments.quick)
     else:
         result = compare(40_000 if arguments.quick else 200_000, 3 if arguments.quick else TIMES)
     print(json.dumps(result))

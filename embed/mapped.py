@@ -27,8 +27,9 @@ class OpenPart:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = pq.ParquetFile(path, memory_map=True, pre_buffer=False)
-        self._bytes = np.memmap(path, np.uint8, mode="r")
+        mapped = pa.memory_map(str(path))
+        self._bytes = np.frombuffer(mapped.read_buffer(), np.uint8)
+        self._file = pq.ParquetFile(mapped, pre_buffer=False)
         schema = self._file.schema_arrow
         self._index = {name: i for i, name in enumerate(schema.names)}
 

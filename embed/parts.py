@@ -20,7 +20,7 @@ from data.artifacts import Artifact, Receipt, canonical_json
 from data.errors import UserError
 from embed.cache import FORMAT, NULL_PART, read_metadata
 from embed.mapped import OpenPart, fixed_width
-from embed.rows import VECTORS, Kind, Rows, Vectors
+from embed.rows import VECTORS, Kind, Room, Rows, Vectors
 
 OPENERS = 8  # threads that read footers
 
@@ -212,15 +212,21 @@ class CacheParts:
             numbers.append(_kept(table["caption_index"].to_numpy(), keep))
         return np.concatenate(keys), np.concatenate(numbers)
 
-    def load(self, units: Sequence[Unit], kinds: Sequence[Kind], by_pair: bool = False) -> Rows:
+    def load(
+        self, units: Sequence[Unit], kinds: Sequence[Kind], by_pair: bool = False, room: Room | None = None
+    ) -> Rows:
         """Copy the rows of `units` into memory, with the vectors named ("image", "text"): in that order, or by (key, caption_index).
 
-        Raises UserError naming a vector that is not of unit length."""
+        What was loaded into the same `room` before is overwritten. Raises UserError naming a vector that is not of unit length."""
+        room = room or Room()
         keys, numbers = self.keys(units)
         order = _order(keys, numbers) if by_pair else None
         total = len(keys)
-        stored = {VECTORS[kind]: np.empty((total, self.dim if kind in kinds else 0), "<f2") for kind in VECTORS}
-        tokens, lengths = np.empty((total, self.context_length), self.token_dtype), np.empty(total, np.int64)
+        stored = {
+            VECTORS[kind]: room.take(kind, total, self.dim if kind in kinds else 0, np.dtype("<f2")) for kind in VECTORS
+        }
+        tokens = room.take("tokens", total, self.context_length, self.token_dtype)
+        lengths = np.empty(total, np.int64)
         place, at = None if order is None else np.argsort(order), 0
         for unit, part, keep in self.walk(units):
             here = slice(at, at + unit.kept) if place is None else place[at : at + unit.kept]

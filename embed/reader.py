@@ -25,7 +25,7 @@ from embed.cache import NULL_PART, as_matrix
 from embed.lookup import Pairs, Span, find_rows
 from embed.mapped import as_tensor
 from embed.parts import CacheParts, Unit
-from embed.rows import CHUNK, START, VECTORS, Kind, PairBatch, Rows, State, join_batches, text, unit_scale
+from embed.rows import CHUNK, START, VECTORS, Kind, PairBatch, Room, Rows, State, join_batches, text, unit_scale
 from embed.shuffle import Shuffle, Window
 from embed.stream import Batches
 
@@ -149,12 +149,12 @@ class EmbeddingReader:
         self._recent.move_to_end(number)
         return self._recent[number]
 
-    def window(self, window: Window) -> Rows:
-        """The rows of a window of an epoch's order, in memory."""
+    def window(self, window: Window, room: Room | None = None) -> Rows:
+        """The rows of a window of an epoch's order, in memory: that of `room`, or fresh."""
         if window.units is None:
             assert self._held is not None
             return self._held
-        return self.parts.load([self.parts.units[i] for i in window.units], self.vectors)
+        return self.parts.load([self.parts.units[i] for i in window.units], self.vectors, room=room)
 
     def order(self, seed: int, epoch: int) -> NDArray[np.int64]:
         """A permutation of the rows that depends on (seed, epoch) alone; 8 bytes a row. The order in which `batches` goes."""

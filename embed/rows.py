@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -130,6 +130,20 @@ class Rows:
             n_tokens=self.n_tokens.index_select(0, chosen),
             state=state,
         )
+
+
+class Room:
+    """Memory for rows, to be used again: fresh memory costs as much as what is copied there."""
+
+    def __init__(self) -> None:
+        self._arrays: dict[str, NDArray[Any]] = {}
+
+    def take(self, name: str, rows: int, width: int, dtype: np.dtype) -> NDArray[Any]:
+        """Array (rows, width), holding anything; the same memory for the same name."""
+        known = self._arrays.get(name)
+        if known is None or len(known) < rows or known.shape[1] != width or known.dtype != dtype:
+            self._arrays[name] = known = np.empty((rows, width), dtype)
+        return known[:rows]
 
 
 def text(keys: NDArray[np.bytes_]) -> NDArray[np.str_]:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch.utils.data import IterableDataset, get_worker_info
 
 from data.errors import UserError
-from embed.rows import START, PairBatch, Rows, State, join_batches
+from embed.rows import START, PairBatch, Room, Rows, State, join_batches
 from embed.shuffle import Window, rank_slice
 
 if TYPE_CHECKING:
@@ -101,6 +101,7 @@ class _Ahead:
         self._pool = ThreadPoolExecutor(1)
         self._next: Future[Rows] | None = None
         self._current: tuple[Window, NDArray[np.int64], Rows] | None = None
+        self._used, self._free = Room(), Room()
 
     def __enter__(self) -> "_Ahead":
         return self
@@ -116,19 +117,18 @@ class _Ahead:
                 continue
             window, order, rows = self._current
             here = positions[(positions >= window.start) & (positions < window.stop)]
-            batch = rows.gather(order[here - window.start])
-            done, start = window.stop >= stop, window.stop
-            # Nothing may hold a window that is used up while the one after the next is read.
-            del window, order, rows
-            yield batch
-            if done:
+            yield rows.gather(order[here - window.start])
+            if window.stop >= stop:
                 return
+            start = window.stop
 
     def _advance(self) -> None:
+        """Go on with the next window. The memory of the one that is used up takes the one after that."""
         window, self._current = self._waiting.popleft(), None
-        rows = self._reader.window(window) if self._next is None else self._next.result()
+        rows = self._reader.window(window, self._free) if self._next is None else self._next.result()
+        self._used, self._free = self._free, self._used
         self._current = (window, window.permutation(), rows)
-        self._next = self._pool.submit(self._reader.window, self._waiting[0]) if self._waiting else None
+        self._next = self._pool.submit(self._reader.window, self._waiting[0], self._free) if self._waiting else None
 
 
 class PairDataset(IterableDataset[PairBatch]):

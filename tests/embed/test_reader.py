@@ -397,7 +397,9 @@ def test_only_a_window_is_in_memory(tmp_path: Path) -> None:
     assert 2 * max(sizes) * reader.parts.row_bytes <= 2000 * 152 // 6 and len(sizes) >= 10
     loaded = []
     load = reader.parts.load
-    reader.parts.load = lambda units, kinds: loaded.append(sum(u.kept for u in units)) or load(units, kinds)  # type: ignore[func-returns-value,method-assign]
+    reader.parts.load = lambda units, kinds, room: (
+        loaded.append(sum(u.kept for u in units)) or load(units, kinds, room=room)
+    )  # type: ignore[func-returns-value,method-assign]
     stream = iter(reader.batches(20, 0))
     for i, batch in enumerate(stream, 1):
         assert len(batch.keys) == 20
