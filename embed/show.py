@@ -127,7 +127,7 @@ def write_neighbours(run: Run, query: Query, shown: Sequence[Shown], path: Path)
         small = ImageOps.contain(query.picture, (2 * PICTURE - 2 * MARGIN, PICTURE))
         whole.paste(small, (MARGIN, HEADER))
         above += PICTURE + MARGIN
-        pen.line((MARGIN, above, whole.width - MARGIN, above), "#cbd2d9")
+        pen.line((MARGIN, above - 2, whole.width - MARGIN, above - 2), "#cbd2d9")
     whole.paste(sheet, (0, above))
     out = io.BytesIO()
     whole.crop((0, 0, whole.width, above + sheet.height)).save(out, "PNG")
