@@ -31,6 +31,11 @@ LAION_HEADS = {
     "c7b14cead230694acc7b9447974d3cad78003c72da032e402a303b6c2429e85f": "ViT-B-32",
     "2cd4e60f4f24ae3bcd57b847b13c1f3ba27edc28cc1a7f9ce74ee9f421243cba": "ViT-L-14",
 }
+# By the name under which LAION gives them, for a file with another digest (saved again, or a later one).
+LAION_NAMES = {
+    f"sa_0_4_vit_{short}_linear.pth": clip
+    for short, clip in (("b_32", "ViT-B-32"), ("b_16", "ViT-B-16"), ("l_14", "ViT-L-14"))
+}
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,8 @@ def load_head(path: Path) -> AestheticHead:
             f"embeddings.aesthetic.head: {path} is not a linear head, which holds weight (1, d) and bias (1,); it holds {shapes}"
         )
     digest = sha256_file(path)
-    return AestheticHead(state["weight"][0].double().numpy(), float(state["bias"][0]), digest, LAION_HEADS.get(digest))
+    trained_on = LAION_HEADS.get(digest) or LAION_NAMES.get(path.name)
+    return AestheticHead(state["weight"][0].double().numpy(), float(state["bias"][0]), digest, trained_on)
 
 
 def build_aesthetic(run: Run, executor: Executor, settings: AestheticSettings) -> Artifact:
@@ -99,7 +105,7 @@ def build_aesthetic(run: Run, executor: Executor, settings: AestheticSettings) -
     if head.dim != int(facts["dim"]):
         raise UserError(
             f"embeddings.aesthetic.head: {path.name} takes embeddings of {head.dim} numbers, those of {facts['clip_name']} in "
-            f"{embeddings.folder} have {facts['dim']}; LAION's heads exist for ViT-L/14 (768) and ViT-B/32 (512)"
+            f"{embeddings.folder} have {facts['dim']}; LAION's heads exist for ViT-L/14 (768), ViT-B/16 and ViT-B/32 (512)"
         )
     fits = head.fits(facts["clip_name"])
     if fits is False and not settings.any_clip:

@@ -9,20 +9,29 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from data.artifacts import Artifact, PartSpec
+from data.config import Config
+from data.errors import UserError
 from data.executors import Executor, InProcess
+from data.filters.settings import ViewsSettings
 from data.run import Run
 from data.runner import Stage, run_stage
 from embed.cache import NULL_PART
 from embed.settings import EmbeddingsSettings
 
 STAGE_VERSION = 1
+# Scores that are made when their table stands in the config, and what that table says.
+OPTIONAL = {
+    "aesthetic": "with `head`, the file of a linear head",
+    "semantic": "with `threshold`, the cosine from which an image is a copy",
+}
 
 
 def build_scores(run: Run, executor: Executor) -> list[Artifact]:
-    """Every score that the config asks for."""
+    """Every score that the config asks for. Raises UserError when a rule of the view `train` reads one that it does not ask for."""
     from embed.aesthetic import build_aesthetic
     from embed.duplicates import build_semantic
 
+    require_asked_for(run.config)
     settings = run.config[EmbeddingsSettings]
     built = [build_similarity(run, executor)]
     if settings.aesthetic is not None:
@@ -30,6 +39,17 @@ def build_scores(run: Run, executor: Executor) -> list[Artifact]:
     if settings.semantic is not None:
         built.append(build_semantic(run, executor, settings.semantic))
     return built
+
+
+def require_asked_for(config: Config) -> None:
+    """Raise UserError when a rule of the view `train` reads optional scores that the config does not ask for."""
+    settings = config[EmbeddingsSettings]
+    for rule in config[ViewsSettings].train.rules:
+        if rule.scores in OPTIONAL and getattr(settings, rule.scores) is None:
+            raise UserError(
+                f"a rule of [views.train] reads scores/{rule.scores}, which nothing makes: add a table [embeddings.{rule.scores}] "
+                f"to the config ({OPTIONAL[rule.scores]}), or take the rule out"
+            )
 
 
 def cache_parts(embeddings: Artifact) -> list[PartSpec]:
