@@ -53,7 +53,11 @@ def export_cache(
     chosen: DTypes = dtype or DEFAULT_DTYPE[form]
     try:
         (_write_lists if form == "list" else _write_npy)(parts, partial, chosen)
-        facts = {name: parts.metadata[name] for name in ("format", "clip_name", "clip_identity", "precision", "dim")}
+        facts = {
+            name: parts.metadata[name]
+            for name in ("format", "clip_name", "clip_identity", "precision", "dim")
+            if name in parts.metadata
+        }
         rows = int(parts.counts.sum())
         asked = {"layout": form, "dtype": chosen, "view": view, "split": split, "rows": rows}
         publish_json(partial / "_export.json", facts | asked | {"embeddings": run.embeddings.digest()})
