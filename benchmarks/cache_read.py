@@ -219,7 +219,9 @@ def compare(rows: int, times: int) -> dict[str, Any]:
         cache = write_cache(folder / "cache", [range(i, i + PART) for i in range(0, rows, PART)], 768)
         npy, one, lists = write_peers(cache, folder)
         found = sequential(cache, npy, lists, rows, times) | training(cache, one, rows, times)
-        under = child("cache_read", ["--limited", str(cache.folder), str(int(found_bytes(cache) * 0.6))])
+        under = child(
+            "cache_read", ["--limited", str(cache.folder), str(max(160 * MIB, int(found_bytes(cache) * 0.4)))]
+        )
     print(
         f"under a limit: a cache of {under['cache_mib']:.0f} MiB in {under['limit_mib']:.0f} MiB of address space "
         f"(RLIMIT_AS; holding it whole {'fails' if under['holding_refused'] else 'FITS'}), from the disk: {under['windows']} windows, "
@@ -244,7 +246,7 @@ def main() -> None:
     if arguments.limited:
         result = limited(Path(arguments.limited[0]), int(arguments.limited[1]))
     else:
-        result = compare(40_000 if arguments.quick else 200_000, 3 if arguments.quick else TIMES)
+        result = compare(60_000 if arguments.quick else 200_000, 3 if arguments.quick else TIMES)
     print(json.dumps(result))
 
 
