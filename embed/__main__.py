@@ -64,7 +64,8 @@ def verify(config: Config, arguments: argparse.Namespace) -> None:
         print(problem, file=sys.stderr)
     if problems:
         raise StageFailed(
-            f"{run.embeddings.folder}: {len(problems)} problems; delete the parts they name, or the folder, and run `make embeddings`"
+            f"{run.embeddings.folder}: {len(problems)} problem{'s' if len(problems) > 1 else ''}; delete the parts named, or the folder, "
+            "and run `make embeddings`"
         )
     print(f"{run.embeddings.folder}: parts, keys, hashes, lengths, scores, probes and re-encoded rows agree")
 

@@ -14,17 +14,17 @@ LOG_FILE = "embeddings-throughput.jsonl"
 
 @contextmanager
 def measured(run: Run) -> Iterator[None]:
-    """Print and log what the parts made inside the block took together; nothing when none was made or it failed."""
+    """Print and log what the parts made inside the block took together; nothing when no image was encoded or it failed."""
     folder, log = run.embeddings.folder / "log", run.logs / "embeddings.jsonl"
     before, told = _written(folder), _lines(log)
     start = time.perf_counter()
     yield
     seconds = time.perf_counter() - start
     made = [path for path, when in _written(folder).items() if before.get(path) != when]
-    if not made:
+    parts = [json.loads(path.read_bytes()) for path in made]
+    if not any(part["images"] for part in parts):
         return
     whole = {line["part"]: line["seconds"] for line in map(json.loads, _lines(log)[len(told) :]) if "seconds" in line}
-    parts = [json.loads(path.read_bytes()) for path in made]
     facts = summary([part | {"whole": whole.get(path.stem)} for path, part in zip(made, parts, strict=True)], seconds)
     run.logs.mkdir(parents=True, exist_ok=True)
     with (run.logs / LOG_FILE).open("a", encoding="utf-8") as file:
