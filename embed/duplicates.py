@@ -2,9 +2,11 @@
 
 Of near images the one in the most protected split is kept (test, then val, then train), and of those the smallest key. Images that
 the view `base` leaves out are nobody's original and nobody's copy: else both of two copies could be dropped, each for the other's
-sake. A view `train` drops copies by a rule on `similarity` below the threshold.
+sake. A view `train` drops copies by a rule that `semantic_copy_of` is absent, or by one on `similarity` for a higher threshold.
+Its other rules do not move who is kept: a copy whose original they drop is dropped as well.
 """
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +86,9 @@ def build_semantic(run: Run, executor: Executor, settings: SemanticSettings) -> 
     )
     if not _is_fresh(stage):
         compare_images(EmbeddingReader(embeddings, view, vectors=("image",)), settings, run.seed, work)
-    return run_stage(stage, executor, run.logs)
+    artifact = run_stage(stage, executor, run.logs)
+    shutil.rmtree(work, ignore_errors=True)
+    return artifact
 
 
 def _is_fresh(stage: Stage) -> bool:

@@ -47,7 +47,8 @@ class EmbeddingReader:
 
     A selection of at most `memory_limit` bytes is held in memory, its rows ordered by (key, caption_index) however the cache is cut
     into parts. A larger one stays on disk: rows are numbered part by part in the manifest's order (a retried sample's row lies in its
-    retry part), each part by (key, caption_index). `vectors` names those to read; the order of an epoch does not depend on it.
+    retry part), each part by (key, caption_index). `vectors` names those to read; the order of an epoch does not depend on it, but on
+    `memory_limit` where that makes windows: going on in the middle of an epoch takes the same limit, and another is refused.
 
     Raises UserError for a cache made with another CLIP than `identity`, a missing or damaged part, a view of other pairs, and an
     empty selection.

@@ -155,6 +155,7 @@ def test_equal_inputs_are_not_compared_again_and_another_view_is(
 ) -> None:
     run = make_run(tmp_path, TWINS, threshold=0.999)
     build_scores(run, InProcess())
+    assert not list(run.scratch.glob("semantic-*"))  # nothing is left of what the comparison found but the scores
     monkeypatch.setattr("embed.duplicates.find_copies", lambda *_: pytest.fail("compared again"))
     build_scores(run, InProcess())
     write_view(run.view("base").folder, run.embeddings, 2)
