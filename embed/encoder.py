@@ -68,7 +68,7 @@ def embed_part(spec: PartSpec, attempt: Path) -> dict[str, int]:
     config = parse_config(spec.payload["config"], "the run's config")
     settings, cluster = config[EmbeddingsSettings], config[ClusterSettings]
     device = choose_device(settings.device)
-    clip = _cached_clip(json.dumps(spec.payload["config"], sort_keys=True), str(device))
+    clip = _cached_clip(json.dumps(spec.payload["config"], sort_keys=True), str(device), spec.inputs["clip"])
     if clip.identity != spec.inputs["clip"]:
         raise UserError(
             f"the CLIP changed while its embeddings were made: {clip.identity[:12]} is not {spec.inputs['clip'][:12]}; "
@@ -119,8 +119,8 @@ def cache_clip(run: Run) -> Clip:
 
 
 @lru_cache(maxsize=1)
-def _cached_clip(config: str, device: str) -> Clip:
-    """The run's CLIP, loaded once in each worker process."""
+def _cached_clip(config: str, device: str, _: str) -> Clip:
+    """The run's CLIP, loaded once in each worker process, and anew for another identity: workers outlive a CLIP that is replaced."""
     parsed: Config = parse_config(json.loads(config), "the run's config")
     settings = parsed[EmbeddingsSettings]
     return load_clip(Run(parsed), settings.batch, settings.precision, device)
