@@ -74,6 +74,13 @@ def test_laions_head_on_another_clip_is_refused_or_marked(tmp_path: Path) -> Non
         build_scores(make_run(tmp_path / "d", head, 768), InProcess())
 
 
+def test_a_head_saved_again_is_known_by_laions_name(tmp_path: Path) -> None:
+    for name, clip in (("sa_0_4_vit_b_16_linear.pth", "ViT-B-16"), ("other.pth", None)):
+        save_head(tmp_path / name)
+        head = load_head(tmp_path / name)
+        assert head.trained_on == clip and head.fits("ViT-B-32/openai") == (None if clip is None else False)
+
+
 def test_every_pair_is_scored_by_its_image(tmp_path: Path) -> None:
     layer = save_head(tmp_path / "head.pth")
     run = make_run(tmp_path / "r", tmp_path / "head.pth", 8)
