@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from data.config import Config
+from data.config import Config, parse_config
 from data.dataset import build_dataset
 from data.executors import InProcess
 from data.filters.basic import build_basic_scores
@@ -22,7 +22,7 @@ from data.views import build_base_view
 from embed import encoder
 from embed.cache import as_matrix
 from embed.encoder import build_embeddings
-from embed.verify import COSINE_TOLERANCE
+from embed.verify import COSINE_TOLERANCE, verify_cache
 from tests.conftest import make_config, save_tiny_clip, tree_bytes
 
 IMAGES = 13
@@ -164,3 +164,29 @@ def test_reduced_precision_is_recorded_and_stays_near(first: Run, tmp_path: Path
     ours, theirs = rows_of(first), rows_of(other)
     for side in ("image", "text"):
         assert 1e-9 < distance(ours, theirs, side).max() < COSINE_TOLERANCE[precision]
+
+
+def test_reduced_decoding_is_recorded_and_verified_by_its_own_rule(tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    rows = ["file,caption"]
+    for i in range(4):
+        noise = np.random.default_rng(i).integers(0, 256, (10, 12, 3), dtype=np.uint8)
+        Image.fromarray(noise).resize((200, 161), Image.Resampling.BICUBIC).save(folder / f"{i}.png")
+        rows.append(f"{i}.png,number {i}")
+    (folder / "captions.csv").write_text("\n".join(rows))
+    runs = []
+    for reduced in (False, True):
+        config = settings(tmp_path / str(reduced), folder, 10, {"reduced_decode": reduced}).to_dict()
+        config["dataset"]["image"]["format"] = "jpg"
+        run = Run.open(parse_config(config, "test"))
+        build_dataset(run, InProcess())
+        build_embeddings(run, InProcess())
+        assert verify_cache(run) == []
+        facts = pq.read_schema(run.embeddings.folder / "00000.parquet").metadata
+        assert facts[b"reduced_decode"] == (b"true" if reduced else b"false")
+        runs.append(run)
+    full, small = (
+        as_matrix(pq.read_table(r.embeddings.folder / "00000.parquet")["image_embedding"], "<f2", 32) for r in runs
+    )
+    assert (full != small).any() and np.abs(full.astype(float) - small.astype(float)).max() < 0.05
