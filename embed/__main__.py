@@ -1,11 +1,15 @@
-"""`python -m embed build|scores|verify --config FILE`: the front door of the embedding room."""
+"""`python -m embed build|scores|verify|show|export --config FILE`: the front door of the embedding room."""
 
 import argparse
+import re
 import sys
+from pathlib import Path
+from typing import Any
 
+from data.artifacts import read_json
 from data.cli import Command, front_door
 from data.config import Config
-from data.errors import StageFailed
+from data.errors import StageFailed, UserError
 from data.run import Run
 from data.settings import ClusterSettings
 
@@ -18,34 +22,121 @@ def build(config: Config, _: argparse.Namespace) -> None:
     run.dataset.require("make dataset")
     with open_executor(config[ClusterSettings], run.scratch) as executor:
         artifact = build_embeddings(run, executor)
-    counts = artifact.manifest()["counts"]
-    images, captions, pairs = (counts[name] for name in ("samples", "distinct_captions", "pairs"))
-    print(f"embedded {images:,} images and {captions:,} distinct captions, {pairs:,} pairs: {artifact.folder}")
+    statistics = read_json(artifact.folder / "statistics.json", "statistics of the cache")
+    counts, about = statistics["counts"], "about " if "text" in statistics["estimated"] else ""
+    print(
+        f"embedded {counts['samples']:,} images and {about}{counts['distinct_captions']:,} distinct captions, "
+        f"{counts['pairs']:,} pairs, {counts.get('truncated_captions', 0):,} captions truncated: {artifact.folder}"
+    )
+    print(_in_short(statistics))
+
+
+def _in_short(statistics: dict[str, Any]) -> str:
+    pairs, shuffled = statistics["similarity"]["pairs"], statistics["similarity"]["shuffled"]
+    sizes = ", ".join(
+        f"{side} {statistics[side]['effective_dimension']['participation_ratio']:.1f} of {len(statistics[side]['eigenvalues'])}"
+        for side in ("image", "text")
+    )
+    return (
+        f"cosine of pairs {pairs['mean']:.3f} (shuffled {shuffled['mean']:.3f}), effective dimensions: {sizes}; "
+        "statistics.json, log/statistics.png"
+    )
 
 
 def scores(config: Config, _: argparse.Namespace) -> None:
-    from embed.scores import build_similarity
+    from data.executors import open_executor
+    from embed.scores import build_scores
 
-    artifact = build_similarity(Run.open(config))
-    print(f"scored {artifact.manifest()['counts']['pairs']:,} pairs: {artifact.folder}")
+    run = Run.open(config)
+    run.embeddings.require("make embeddings")
+    with open_executor(config[ClusterSettings], run.scratch) as executor:
+        for artifact in build_scores(run, executor):
+            counts = ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in artifact.manifest()["counts"].items())
+            print(f"scored {counts}: {artifact.folder}")
 
 
-def verify(config: Config, _: argparse.Namespace) -> None:
+def verify(config: Config, arguments: argparse.Namespace) -> None:
     from embed.verify import verify_cache
 
     run = Run(config)
-    problems = verify_cache(run)
+    problems = verify_cache(run, arguments.rows)
     for problem in problems:
         print(problem, file=sys.stderr)
     if problems:
-        raise StageFailed(f"{run.embeddings.folder}: {len(problems)} problems; delete it and run `make embeddings`")
-    print(f"{run.embeddings.folder}: keys, hashes, norms and re-encoded rows agree")
+        raise StageFailed(
+            f"{run.embeddings.folder}: {len(problems)} problem{'s' if len(problems) > 1 else ''}; delete the parts named, or the folder, "
+            "and run `make embeddings`"
+        )
+    print(f"{run.embeddings.folder}: parts, keys, hashes, lengths, scores, probes and re-encoded rows agree")
+
+
+def _verify_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--rows", type=int, default=32, metavar="N", help="pairs that are encoded again (32)")
+
+
+def show(config: Config, arguments: argparse.Namespace) -> None:
+    from embed import show as looking
+    from embed.encoder import cache_clip
+
+    if arguments.n < 1:
+        raise UserError(f"--n is {arguments.n}; at least 1 image is shown")
+    run = Run(config)
+    run.embeddings.require("make embeddings")
+    if arguments.key is not None:
+        query = looking.key_query(run, arguments.key)
+    elif arguments.image is not None:
+        query = looking.image_query(cache_clip(run), Path(arguments.image))
+    else:
+        query = looking.caption_query(cache_clip(run), arguments.caption)
+    found = looking.nearest(run, query, arguments.n, arguments.view, arguments.split)
+    shown = looking.read_neighbours(run, found, arguments.view)
+    print(looking.table(query, found, shown))
+    slug = re.sub(r"[^A-Za-z0-9]+", "-", query.title)[:60].strip("-")
+    path = Path(arguments.out) if arguments.out else run.folder / "show" / f"nearest-{slug}.png"
+    looking.write_neighbours(run, query, shown, path)
+    print(f"drawn: {path}")
+
+
+def _show_options(parser: argparse.ArgumentParser) -> None:
+    query = parser.add_mutually_exclusive_group(required=True)
+    query.add_argument("--caption", help="images nearest to these words")
+    query.add_argument("--image", metavar="FILE", help="images nearest to this one")
+    query.add_argument("--key", help="images nearest to this stored sample")
+    parser.add_argument("--n", type=int, default=24, help="how many (24)")
+    parser.add_argument("--out", metavar="FILE", help="the picture (show/ in the run folder)")
+    _selection_options(parser)
+
+
+def export(config: Config, arguments: argparse.Namespace) -> None:
+    from embed.export import export_cache
+
+    run = Run(config)
+    run.embeddings.require("make embeddings")
+    out = Path(arguments.out)
+    rows = export_cache(run, out, arguments.format, arguments.dtype, arguments.view, arguments.split)
+    print(f"exported {rows:,} pairs: {out}")
+
+
+def _export_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--format", required=True, choices=("list", "npy"), help="Parquet with list columns, or npy and metadata"
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="a folder that is new or empty")
+    parser.add_argument("--dtype", choices=("float16", "float32"), help="of the vectors (list: float32, npy: float16)")
+    _selection_options(parser)
+
+
+def _selection_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--view", metavar="NAME", help="only pairs that this view keeps")
+    parser.add_argument("--split", metavar="NAME", help="only pairs of this split")
 
 
 COMMANDS = (
     Command("build", "embed every stored pair with the run's CLIP", build),
-    Command("scores", "score every pair (similarity)", scores),
-    Command("verify", "compare the cache with its shards and re-encode a sample of rows", verify),
+    Command("scores", "score every pair, as the settings ask", scores),
+    Command("verify", "compare the cache with its shards and encode a sample of rows again", verify, _verify_options),
+    Command("show", "the images nearest to a caption, an image or a sample, as a contact sheet", show, _show_options),
+    Command("export", "the cache for pandas and DuckDB, or as npy files", export, _export_options),
 )
 
 if __name__ == "__main__":

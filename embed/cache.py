@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from data.errors import UserError
 
 FORMAT = "unclip-embeddings-1"
+NULL_PART = "null"
 
 
 @dataclass(frozen=True)
@@ -87,13 +88,27 @@ def as_matrix(column: pa.ChunkedArray | pa.Array, dtype: np.dtype | str, width: 
     return (parts[0] if len(parts) == 1 else np.concatenate(parts)).reshape(-1, width)
 
 
+def as_fixed_size_list(column: pa.FixedSizeBinaryArray, dim: int) -> pa.FixedSizeListArray:
+    """A chunk of a vector column -> lists of `dim` float16 over the same memory: no byte is copied.
+
+    Of a chunked column: `pa.chunked_array([as_fixed_size_list(chunk, dim) for chunk in column.chunks])`.
+    """
+    if column.type != pa.binary(2 * dim):
+        raise UserError(f"a column of {column.type} does not hold {dim} float16 each; expected {pa.binary(2 * dim)}")
+    buffers = [None, column.buffers()[1]]
+    values = pa.Array.from_buffers(pa.float16(), len(column) * dim, buffers, offset=column.offset * dim)
+    return pa.FixedSizeListArray.from_arrays(values, dim)
+
+
 def write_part(path: str, table: pa.Table, row_group: int) -> None:
-    """Vectors stay uncompressed and undictionaried (float data compresses by 9 % and would read 20 times slower)."""
+    """Vectors stay uncompressed and undictionaried (float data compresses by 9 % and would read 20 times slower).
+
+    A column of a row group is one page, so that its vectors lie in the file as one matrix that a reader can map."""
     text = ["key", "uid", "caption", "split"]
     pq.write_table(
         table, path, row_group_size=row_group, use_dictionary=["uid", "split"],
         compression={name: "zstd" if name in text else "none" for name in table.column_names},
-        write_statistics=["key", "clip_score"],
+        write_statistics=["key", "clip_score"], data_page_size=2**30, max_rows_per_page=row_group,
     )  # fmt: skip
 
 

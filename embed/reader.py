@@ -1,163 +1,290 @@
-"""Reading the embedding cache: aligned tensors by key, in an order that a seed fixes."""
+"""Reading the embedding cache: aligned tensors by key, in an order that a seed fixes, in memory that does not grow with the cache.
 
-from collections.abc import Sequence
+reader = EmbeddingReader(run.embeddings, run.view("train"), "train", clip.identity)
+for batch in reader.batches(1024, seed=0):      # see embed.stream: state, ranks, DataLoader
+    batch.image_embedding                       # float32 (1024, d), unit length
+"""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.nn.functional import normalize
 
-from data.artifacts import Artifact
+from data.artifacts import Artifact, fingerprint
 from data.errors import UserError
-from embed.cache import as_matrix, read_metadata
-from embed.encoder import NULL_PART
+from embed.cache import NULL_PART, as_matrix
+from embed.lookup import Pairs, Span, find_rows
+from embed.mapped import as_tensor
+from embed.parts import CacheParts, Unit
+from embed.rows import CHUNK, START, VECTORS, Kind, PairBatch, Room, Rows, State, join_batches, text, unit_scale
+from embed.shuffle import Shuffle, Window
+from embed.stream import Batches
 
-COLUMNS = ["key", "caption_index", "caption", "image_embedding", "text_embedding", "token_ids", "n_tokens", "split"]
+__all__ = ["EmbeddingReader", "NullCaption", "PairBatch", "State"]
 
-
-@dataclass(frozen=True)
-class PairBatch:
-    """n pairs. Embeddings are float32 (n, d) of unit length, token ids int64 (n, context_length), zero-padded."""
-
-    keys: list[str]
-    caption_index: NDArray[np.int32]
-    image_embedding: torch.Tensor
-    text_embedding: torch.Tensor
-    token_ids: torch.Tensor
-    n_tokens: torch.Tensor
+MEMORY_LIMIT = 4 * 2**30
 
 
 @dataclass(frozen=True)
 class NullCaption:
     """The empty caption: text embedding float32 (d,), token ids int64 (context_length,)."""
 
-    text_embedding: torch.Tensor
-    token_ids: torch.Tensor
+    text_embedding: Tensor
+    token_ids: Tensor
 
 
 class EmbeddingReader:
-    """The pairs of a cache that a view keeps and a split holds, as float16 in memory.
+    """The pairs of a cache that a view keeps and a split holds.
 
-    Rows are ordered by (key, caption_index). Raises UserError for a cache made with another CLIP than `identity`, a view made of
-    other pairs, and an empty selection.
+    A selection of at most `memory_limit` bytes is held in memory, its rows ordered by (key, caption_index) however the cache is cut
+    into parts. A larger one stays on disk: rows are numbered part by part in the manifest's order (a retried sample's row lies in its
+    retry part), each part by (key, caption_index). `vectors` names those to read; the order of an epoch does not depend on it, but on
+    `memory_limit` where that makes windows: going on in the middle of an epoch takes the same limit, and another is refused.
+
+    Raises UserError for a cache made with another CLIP than `identity`, a missing or damaged part, a view of other pairs, and an
+    empty selection.
     """
 
     def __init__(
-        self, embeddings: Artifact, view: Artifact | None = None, split: str | None = None, identity: str | None = None
-    ) -> None:
-        self.folder = embeddings.require("make embeddings").folder
-        self.metadata = read_metadata(str(self.folder / f"{NULL_PART}.parquet"))
-        self.identity = self.metadata["clip_identity"]
-        if identity is not None and identity != self.identity:
-            raise UserError(
-                f"{self.folder} was made with the CLIP {self.metadata['clip_name']} ({self.identity[:12]}), "
-                f"not with the one in use ({identity[:12]}); "
-                f"delete {self.folder} and run `make embeddings`, or use the CLIP it was made with"
-            )
-        self.dim = int(self.metadata["dim"])
-        names = [receipt.name for receipt in embeddings.receipts() if receipt.name != NULL_PART]
-        table = pa.concat_tables([self._read_part(name, view, split) for name in names]) if names else pa.table({})
-        if split is not None and not len(table) and any(len(self._read_part(name, view, None)) for name in names):
-            raise UserError(
-                f"no pair of the split {split!r} is left in {self.folder}; a larger [dataset.split] {split} or a larger dataset gives some"
-                if split != "train"
-                else f"no pair of the split 'train' is left in {self.folder}; lower [dataset.split] val and test"
-            )
-        if not len(table):
-            raise UserError(
-                f"no pairs are left in {self.folder} after view {view.folder.name if view else '(none)'} and split {split or '(any)'}; "
-                f"loosen [views] or use a larger dataset (`make status` shows the counts)"
-            )
-        self._hold(table)
+        self, embeddings: Artifact, view: Artifact | None = None, split: str | None = None, identity: str | None = None,
+        vectors: Sequence[Kind] = ("image", "text"), memory_limit: int = MEMORY_LIMIT,
+    ) -> None:  # fmt: skip
+        self.parts = CacheParts(embeddings, view, split, identity)
+        self.folder, self.metadata = self.parts.folder, self.parts.metadata
+        self.identity, self.dim = self.parts.identity, self.parts.dim
+        self.vectors: tuple[Kind, ...] = tuple(vectors)
+        if not self.parts.units:
+            raise _nothing_left(self.parts)
+        self._first = np.concatenate([[0], np.cumsum(self.parts.counts)])
+        self.in_memory = len(self) * self.parts.row_bytes <= memory_limit
+        # Two windows fit: one that is used, and one that is being read.
+        window = None if self.in_memory else max(1, memory_limit // (2 * self.parts.row_bytes))
+        self.shuffle = Shuffle(self.parts.counts, window)
+        self._held = self.parts.load(self.parts.units, self.vectors, by_pair=True) if self.in_memory else None
+        self._recent: OrderedDict[int, Rows] = OrderedDict()
+        self.null = self._read_null()
 
-    def _read_part(self, name: str, view: Artifact | None, split: str | None) -> pa.Table:
-        path = self.folder / f"{name}.parquet"
-        if not path.is_file():
-            raise UserError(
-                f"{path} is missing although the manifest lists it; run `python -m embed verify`, then `make embeddings`"
-            )
-        if read_metadata(str(path))["clip_identity"] != self.identity:
-            raise UserError(
-                f"{path} was made with another CLIP than the rest of {self.folder}; delete it and run `make embeddings`"
-            )
-        table = pq.read_table(path, columns=COLUMNS, memory_map=True)
-        if view is not None:
-            table = table.filter(kept_mask(view, name, table))
-        return table.filter(pc.equal(table["split"], split)) if split is not None else table
-
-    def _hold(self, table: pa.Table) -> None:
-        token_dtype = np.dtype(table.schema.field("token_ids").metadata[b"dtype"].decode())
-        width = table.schema.field("token_ids").type.byte_width // token_dtype.itemsize
-        self.keys: NDArray[np.str_] = np.array(table["key"].to_pylist())
-        self.caption_index: NDArray[np.int32] = table["caption_index"].to_numpy()
-        self._captions: pa.ChunkedArray = table["caption"]
-        self._image = torch.from_numpy(as_matrix(table["image_embedding"], "<f2", self.dim).copy())
-        self._text = torch.from_numpy(as_matrix(table["text_embedding"], "<f2", self.dim).copy())
-        self._tokens = torch.from_numpy(as_matrix(table["token_ids"], token_dtype, width).astype(np.int32))
-        self._n_tokens = torch.from_numpy(table["n_tokens"].to_numpy().astype(np.int64))
-        self.null = self._read_null(token_dtype, width)
-
-    def _read_null(self, token_dtype: np.dtype, width: int) -> NullCaption:
+    def _read_null(self) -> NullCaption:
         null = pq.read_table(self.folder / f"{NULL_PART}.parquet")
-        text = torch.from_numpy(as_matrix(null["text_embedding"], "<f2", self.dim)[0].astype(np.float32))
-        tokens = torch.from_numpy(as_matrix(null["token_ids"], token_dtype, width)[0].astype(np.int64))
-        return NullCaption(normalize(text, dim=-1), tokens)
+        vector = torch.from_numpy(as_matrix(null["text_embedding"], "<f2", self.dim)[0].astype(np.float32))
+        tokens = as_matrix(null["token_ids"], self.parts.token_dtype, self.parts.context_length)[0].astype(np.int64)
+        return NullCaption(normalize(vector, dim=-1), torch.from_numpy(tokens))
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return int(self._first[-1])
 
-    def fetch(self, rows: NDArray[np.int64] | Sequence[int]) -> PairBatch:
-        """The pairs at `rows` (positions within this reader), in that order; vectors renormalised in float32."""
-        index = torch.as_tensor(np.asarray(rows, dtype=np.int64))
-        return PairBatch(
-            keys=self.keys[index.numpy()].tolist(),
-            caption_index=self.caption_index[index.numpy()],
-            image_embedding=normalize(self._image[index].float(), dim=-1),
-            text_embedding=normalize(self._text[index].float(), dim=-1),
-            token_ids=self._tokens[index].long(),
-            n_tokens=self._n_tokens[index],
-        )
+    @cached_property
+    def _pairs(self) -> Pairs:
+        if self._held is not None:
+            return self._held.key, self._held.caption_index
+        return self.parts.keys(self.parts.units)
 
-    def captions(self, rows: NDArray[np.int64] | Sequence[int]) -> list[str]:
-        found: list[str] = self._captions.take(pa.array(np.asarray(rows, dtype=np.int64))).to_pylist()
+    @cached_property
+    def keys(self) -> NDArray[np.str_]:
+        """The key of every row, read when first asked for (36 bytes a row)."""
+        return text(self._pairs[0])
+
+    @property
+    def caption_index(self) -> NDArray[np.int32]:
+        return self._pairs[1]
+
+    def find(self, keys: Sequence[str], caption_index: Sequence[int] | None = None) -> NDArray[np.int64]:
+        """The rows of pairs by key, int64 (n,); without `caption_index`, each key's first row. Raises UserError for one not read.
+
+        Of a cache on disk, reads the keys of the row groups in which a wanted one can lie."""
+        wanted = np.array([key.encode() for key in keys], dtype=np.bytes_)
+        numbers = None if caption_index is None else np.asarray(caption_index, np.int32)
+        found = find_rows(self._spans, self._pairs_of, wanted, numbers)
+        if (found < 0).any():
+            first = int((found < 0).argmax())
+            pair = keys[first] if caption_index is None else (keys[first], int(caption_index[first]))
+            raise UserError(
+                f"{pair!r} is not among the {len(self):,} pairs read of {self.folder} "
+                f"(view {self.parts.view.folder.name if self.parts.view else '(none)'}, split {self.parts.split or '(any)'})"
+            )
         return found
 
+    @cached_property
+    def _spans(self) -> list[Span]:
+        if self._held is not None:
+            return [Span(0, self._held.key[0], self._held.key[-1])]
+        groups = [self.parts.parts[unit.part].groups[unit.group] for unit in self.parts.units]
+        return [Span(int(at), group.lowest, group.highest) for at, group in zip(self._first[:-1], groups, strict=True)]
+
+    def _pairs_of(self, span: int) -> Pairs:
+        return self._pairs if self._held is not None else self.parts.keys([self.parts.units[span]])
+
+    def fetch(self, rows: NDArray[np.int64] | Sequence[int]) -> PairBatch:
+        """The pairs at `rows` (numbers within this reader), in that order."""
+        index = np.asarray(rows, dtype=np.int64)
+        if self._held is not None:
+            return self._held.gather(index)
+        # Row group by row group, then back into the order asked for.
+        units = np.searchsorted(self._first, index, side="right") - 1
+        order = np.argsort(units, kind="stable")
+        found = []
+        for run in np.split(order, np.flatnonzero(np.diff(units[order])) + 1):
+            if len(run):
+                unit = int(units[run[0]])
+                found.append(self._unit(unit).gather(index[run] - self._first[unit]))
+        if not found:
+            return self._unit(0).gather(index)
+        return join_batches(found).take(np.argsort(order))
+
+    def _unit(self, number: int) -> Rows:
+        """A row group, from those lately used if it is among them; together they stay within a window's rows."""
+        if number not in self._recent:
+            limit = self.shuffle.rows or 0
+            while self._recent and sum(map(len, self._recent.values())) + self.parts.counts[number] > limit:
+                self._recent.popitem(last=False)
+            self._recent[number] = self.parts.load([self.parts.units[number]], self.vectors)
+        self._recent.move_to_end(number)
+        return self._recent[number]
+
+    def window(self, window: Window, room: Room | None = None) -> Rows:
+        """The rows of a window of an epoch's order, in memory: that of `room`, or fresh."""
+        if window.units is None:
+            assert self._held is not None
+            return self._held
+        return self.parts.load([self.parts.units[i] for i in window.units], self.vectors, room=room)
+
     def order(self, seed: int, epoch: int) -> NDArray[np.int64]:
-        """A permutation of the rows that depends on (seed, epoch) alone."""
-        return np.random.default_rng([seed, epoch]).permutation(len(self))
+        """A permutation of the rows that depends on (seed, epoch) alone; 8 bytes a row. The order in which `batches` goes."""
+        found = []
+        for window in self.shuffle.windows(seed, epoch):
+            rows = np.arange(len(self)) if window.units is None else self._rows_of(window.units)
+            found.append(rows[window.permutation()])
+        return np.concatenate(found)
 
-    def images(self) -> tuple[NDArray[np.str_], torch.Tensor]:
-        """Distinct keys, ascending, and their image embeddings float32 (n, d): statistics over images count each image once."""
-        keys, first = np.unique(self.keys, return_index=True)
-        return keys, normalize(self._image[torch.from_numpy(first)].float(), dim=-1)
+    def order_name(self, seed: int) -> str:
+        """Names the orders that `seed` gives: equal for two readers when they give the same rows in the same order. 16 hex digits."""
+        return fingerprint([seed, self._rows_digest])[:16]
+
+    @cached_property
+    def _rows_digest(self) -> str:
+        if self._held is None:
+            return f"{self.parts.digest} in windows of {self.shuffle.rows}"
+        found = hashlib.sha256(self._held.key.tobytes())
+        found.update(self._held.caption_index.tobytes())
+        return found.hexdigest()
+
+    def batches(
+        self, batch: int, seed: int, start: State = START, epochs: int | None = 1, rank: int = 0, ranks: int = 1,
+        drop_last: bool = False,
+    ) -> Batches:  # fmt: skip
+        """Shuffled batches, resumable at `start`; see `embed.stream`, and `PairDataset` there for a torch DataLoader."""
+        return Batches(self, batch, seed, start, epochs, rank, ranks, drop_last)
+
+    def _rows_of(self, units: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.concatenate([np.arange(self._first[unit], self._first[unit + 1]) for unit in units])
+
+    def column(self, name: str, rows: NDArray[np.int64] | Sequence[int]) -> pa.Array:
+        """Any other column of the cache at `rows`: `caption`, `uid`, `image_hash`, `split`, `width` ... Reads the row groups touched."""
+        index = np.asarray(rows, dtype=np.int64)
+        if self._held is None:
+            units = np.searchsorted(self._first, index, side="right") - 1
+            touched = np.unique(units)
+            starts = np.concatenate([[0], np.cumsum(self.parts.counts[touched])])
+            local = index - self._first[units] + starts[np.searchsorted(touched, units)]
+            return self._whole_column(name, [self.parts.units[i] for i in touched]).take(pa.array(local))
+        return self._held_column(name).take(pa.array(index))
+
+    def _held_column(self, name: str) -> pa.Array:
+        """A column in the order of the rows held, which need not be that of the parts."""
+        column = self._whole_column(name, self.parts.units)
+        keys, numbers = self.parts.keys(self.parts.units)
+        return column.take(pa.array(np.lexsort((numbers, keys))))
+
+    def _whole_column(self, name: str, units: Sequence[Unit]) -> pa.Array:
+        chunks: list[pa.Array] = []
+        if not units:
+            return self._whole_column(name, self.parts.units[:1]).slice(0, 0)
+        for unit, part, keep in self.parts.walk(units):
+            column = part.columns(unit.group, [name])[name]
+            chunks += (column if keep is None else column.filter(pa.array(keep))).chunks
+        return pa.concat_arrays(chunks)
+
+    def captions(self, rows: NDArray[np.int64] | Sequence[int]) -> list[str]:
+        found: list[str] = self.column("caption", rows).to_pylist()
+        return found
+
+    def image_batches(self) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
+        """Each image once: rows int64 (n,) and image embeddings float32 (n, d), in the order of the rows, in constant memory."""
+        previous = b""
+        for start, rows in self._stretches():
+            fresh = np.concatenate([[True], rows.key[1:] != rows.key[:-1]])
+            fresh[0] = rows.key[0] != previous  # an image's captions may be cut by a row group's end
+            previous = rows.key[-1]
+            for chosen in np.split(np.flatnonzero(fresh), range(CHUNK, int(fresh.sum()), CHUNK)):
+                yield start + chosen, rows.image.gather(torch.from_numpy(chosen))
+
+    def _stretches(self) -> Iterator[tuple[int, Rows]]:
+        """All rows in order, a stretch at a time, with the number of each stretch's first row."""
+        if self._held is not None:
+            yield 0, self._held
+            return
+        for number, unit in enumerate(self.parts.units):
+            yield int(self._first[number]), self.parts.load([unit], self.vectors)
+
+    def images(self) -> tuple[NDArray[np.str_], Tensor]:
+        """Distinct keys, ascending, and their image embeddings float32 (n, d): statistics over images count each image once.
+
+        All of them at once; `image_batches` gives them in constant memory."""
+        rows, vectors = zip(*self.image_batches(), strict=True)
+        keys, embeddings = self.keys[np.concatenate(rows)], torch.cat(vectors)
+        if self._held is not None:
+            return keys, embeddings
+        order = np.argsort(keys, kind="stable")
+        return keys[order], embeddings[torch.from_numpy(order)]
+
+    def scan(self, kind: Kind = "image", batch: int = CHUNK, unit: bool = True) -> Iterator[Tensor]:
+        """The vectors of every row in order, float32 (at most `batch`, d), read sequentially in constant memory.
+
+        `unit = False` gives the stored float16 values as they are, within 1e-3 of unit length."""
+        what = f"{self.folder}: {VECTORS[kind]}"
+        for start, stored in self._stored(kind):
+            for i, half in enumerate(stored.split(batch)):
+                vectors = half.float()
+                yield (
+                    vectors.mul_(unit_scale(vectors, what, partial(self._keys_from, start + i * batch)))
+                    if unit
+                    else vectors
+                )
+
+    def _keys_from(self, row: int) -> NDArray[np.bytes_]:
+        return self._pairs[0][row:]
+
+    def _stored(self, kind: Kind) -> Iterator[tuple[int, Tensor]]:
+        """float16 vectors in the order of the rows, a stretch at a time, with the number of each stretch's first row."""
+        if self._held is not None:
+            yield 0, self._held.vectors(kind).stored
+            return
+        for number, (row_group, part, keep) in enumerate(self.parts.walk(self.parts.units)):
+            matrix = part.matrix(row_group.group, VECTORS[kind], np.dtype("<f2"), self.dim)
+            yield int(self._first[number]), as_tensor(matrix if keep is None else matrix[keep])
 
 
-def kept_mask(view: Artifact, name: str, table: pa.Table) -> pa.Array:
-    """Which rows of part `name` the view keeps, matched by (key, caption_index). Raises UserError when a row is not in the view."""
-    path = view.require("make dataset").folder / f"{name}.parquet"
-    if not path.is_file():
-        raise UserError(
-            f"view {view.folder} has no part {name}; make the view again (`make dataset`, `make embeddings`)"
+def _nothing_left(parts: CacheParts) -> UserError:
+    view, split = parts.view.folder.name if parts.view else "(none)", parts.split
+    if split is not None and parts.kept_by_view():
+        if split == "train":
+            return UserError(
+                f"no pair of the split 'train' is left in {parts.folder}; lower [dataset.split] val and test"
+            )
+        return UserError(
+            f"no pair of the split {split!r} is left in {parts.folder}; "
+            f"a larger [dataset.split] {split} or a larger dataset gives some"
         )
-    decisions = pq.read_table(path, columns=["key", "caption_index", "keep"])
-    keep = dict(
-        zip(
-            zip(decisions["key"].to_pylist(), decisions["caption_index"].to_pylist(), strict=True),
-            decisions["keep"].to_pylist(),
-            strict=True,
-        )
+    return UserError(
+        f"no pairs are left in {parts.folder} after view {view} and split {split or '(any)'}; "
+        f"loosen [views] or use a larger dataset (`make status` shows the counts)"
     )
-    try:
-        return pa.array(
-            [keep[pair] for pair in zip(table["key"].to_pylist(), table["caption_index"].to_pylist(), strict=True)],
-            pa.bool_(),
-        )
-    except KeyError as error:
-        raise UserError(
-            f"pair {error.args[0]} of part {name} is not in the view {view.folder}: "
-            "they were made from different datasets; make the view again"
-        ) from None

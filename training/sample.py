@@ -124,8 +124,8 @@ class TextToImage:
         """z_i drawn by the prior for each caption, float32 (n, d)."""
         assert self.prior is not None, "the GLIDE baseline has no prior"
         ids = self.clip.tokenize(captions)
-        batches = fixed_batches(len(ids), options.batch)
-        z_t = [self.clip.encode_text(ids[rows])[:count] for rows, count in batches]
+        # Alone, since a text tower's last bits depend on what it is run beside.
+        z_t = [self.clip.encode_text(ids[i : i + 1]) for i in range(len(ids))]
         return sample_prior(
             self.prior, ids, torch.cat(z_t) if z_t else torch.zeros(0, self.clip.embed_dim), seeds,
             options.guidance_prior, options.steps_prior, options.candidates, options.batch,

@@ -4,15 +4,19 @@ import json
 from pathlib import Path
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 from open_clip.tokenizer import SimpleTokenizer
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from data.config import parse_config
 from data.errors import UserError
 from data.run import Run
 from embed.clip import BPE_FILE, CONFIG_FILE, WEIGHTS_FILE, load_clip, load_clip_folder, shrink_bpe
+from embed.load import _tag_facts
+from embed.tokens import CaptionTokenizer
 from tests.conftest import save_tiny_clip
 
 
@@ -98,27 +102,103 @@ def named(tmp_path: Path, **clip: str) -> Run:
     )
 
 
-def test_a_quickgelu_mismatch_is_an_error_not_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import warnings
-
-    def create(*_: object, **__: object) -> None:
-        warnings.warn(
-            "QuickGELU mismatch between final model config (quick_gelu=False) and pretrained tag 'openai'.",
-            UserWarning,
-            stacklevel=1,
-        )
-
-    monkeypatch.setattr("open_clip.create_model", create)
-    with pytest.raises(UserError, match=r"QuickGELU mismatch .* ViT-B-32-quickgelu"):
+def test_a_quickgelu_mismatch_is_an_error_before_any_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(
+        UserError,
+        match=r"'openai' was trained with QuickGELU, .* built without .* use clip.model = 'ViT-B-32-quickgelu'",
+    ):
         load_clip(named(tmp_path, source="pretrained", model="ViT-B-32", tag="openai"))
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED["ViT-B-32-quickgelu"], "plain", {"hf_hub": "somewhere/"})
+    with pytest.raises(
+        UserError, match=r"'plain' was trained without QuickGELU, .* built with it.* use clip.model = 'ViT-B-32'$"
+    ):
+        load_clip(named(tmp_path, source="pretrained", model="ViT-B-32-quickgelu", tag="plain"))
 
 
-def test_open_clip_still_words_the_mismatch_as_we_expect() -> None:
-    import inspect
+def test_every_tag_of_open_clip_loads_with_one_of_its_models() -> None:
+    """Our check leaves each pretrained tag a model to load it with, and its advice names one."""
+    refused = set()
+    for name, tag in open_clip.list_pretrained():
+        try:
+            _tag_facts(name, tag, open_clip.get_model_config(name))
+        except UserError as error:
+            refused.add((name, tag))
+            assert "use clip.model = " in str(error), str(error)
+    assert ("ViT-B-32", "openai") in refused and ("ViT-B-32-quickgelu", "openai") not in refused
 
-    from open_clip import factory
 
-    assert 'f"QuickGELU mismatch between' in inspect.getsource(factory.create_model)
+TINY = {
+    "embed_dim": 16,
+    "vision_cfg": {"layers": 1, "width": 16, "head_width": 8, "patch_size": 16, "image_size": 32},
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2},
+}
+
+
+@pytest.fixture
+def tag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+    """The facts of a pretrained tag `mine` of a model `tiny`, whose weights lie on disk; a test may change them."""
+    model = open_clip.CLIP(**TINY)
+    torch.save(model.state_dict(), tmp_path / "tiny.pt")
+    facts: dict[str, object] = {
+        "file": str(tmp_path / "tiny.pt"), "mean": (0.5, 0.5, 0.5), "std": (0.4, 0.4, 0.4), "interpolation": "bilinear",
+        "resize_mode": "squash",
+    }  # fmt: skip
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny", TINY)
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny", {"mine": facts})
+    return facts
+
+
+def test_a_pretrained_tag_brings_its_weights_and_preprocessing(tmp_path: Path, tag: dict[str, object]) -> None:
+    run = named(tmp_path, source="pretrained", model="tiny", tag="mine")
+    clip = load_clip(run)
+    assert clip.name == "tiny/mine" and clip.pooling_at_end
+    assert clip.preprocess_config["mean"] == [0.5, 0.5, 0.5] and clip.preprocess_config["resize_mode"] == "squash"
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
+    theirs = open_clip.create_model_and_transforms("tiny", pretrained="mine")[2]
+    assert torch.equal(clip.preprocess(image), theirs(image))
+    weights = torch.load(tmp_path / "tiny.pt", weights_only=True)
+    assert torch.equal(clip.model.ln_final.weight, weights["ln_final.weight"])
+    tag["std"] = (0.3, 0.3, 0.3)
+    assert load_clip(run).identity != clip.identity
+
+
+def test_preprocessing_other_than_the_tags_own_is_refused(
+    tmp_path: Path, tag: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = named(tmp_path, source="pretrained", model="tiny", tag="mine")
+    create = open_clip.create_model
+    forced = {"mean": (0.4, 0.5, 0.5)}
+    monkeypatch.setattr("open_clip.create_model", lambda *a, **k: create(*a, **k, force_preprocess_cfg=forced))
+    with pytest.raises(
+        UserError, match=r"with 'mine' was trained with preprocessing mean = \[0.5, .* would use \[0.4, "
+    ):
+        load_clip(run)
+    forced.clear()
+    tag["size"] = 32
+    load_clip(run)
+    tag["size"] = 64
+    with pytest.raises(UserError, match="preprocessing size = 64, but open_clip would use .32, 32"):
+        load_clip(run)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"size": 64}, "makes images of size 64, the image tower takes 32"),
+        ({"mean": None}, r"lacks \['mean'\]"),
+        ({"scale": 2}, r"has unknown \['scale'\]"),
+        ({"interpolation": "nearest"}, "interpolation = 'nearest' is not one of bicubic, bilinear"),
+    ],
+)
+def test_a_folder_whose_preprocessing_does_not_fit_is_refused(
+    folder: Path, change: dict[str, object], message: str
+) -> None:
+    content = json.loads((folder / CONFIG_FILE).read_text())
+    recorded = content["preprocess_cfg"] | change
+    content["preprocess_cfg"] = {name: value for name, value in recorded.items() if value is not None}
+    (folder / CONFIG_FILE).write_text(json.dumps(content))
+    with pytest.raises(UserError, match=message):
+        load_clip_folder(folder)
 
 
 def test_named_models_are_checked(tmp_path: Path) -> None:
@@ -133,20 +213,34 @@ def test_named_models_are_checked(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("model", ["ViT-B-16-SigLIP", "roberta-ViT-B-32"])
-def test_a_model_with_another_tokenizer_is_one_line(
+def test_a_tokenizer_that_cannot_be_fetched_is_one_line(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = named(tmp_path, source="random", model=model)
-
     def unreachable(_: str) -> None:
         raise OSError("no network\nand more lines")
 
     monkeypatch.setattr("open_clip.get_tokenizer", unreachable)
     with pytest.raises(UserError, match=rf"cannot load the tokenizer of {model}: no network$"):
-        load_clip(run)
-    monkeypatch.setattr("open_clip.get_tokenizer", lambda _: object())
-    with pytest.raises(UserError, match=rf"{model} uses object, whose padding and end-of-text are not CLIP's"):
-        load_clip(run)
+        load_clip(named(tmp_path, source="random", model=model))
+
+
+def test_captions_have_the_ids_that_open_clip_gives_them() -> None:
+    captions = [
+        "A corgi's playful puppies", "", "  two\tspaces\nand lines ", "it's They'Re I'LL", "naïve café &amp; 12 o'clock", "日本語",
+        "a &lt;b&gt; c", "\x1b[31mred", "ﬁne ＡＢＣ “q”", "😀😀 a_b--c!!!", "<start_of_text> <end_of_text>", "x\x00y", "word " * 100,
+    ]  # fmt: skip
+    theirs, ours = SimpleTokenizer(), CaptionTokenizer(SimpleTokenizer())
+    for length in (77, 5):
+        assert torch.equal(ours(captions, length), theirs(captions, context_length=length))
+    assert torch.equal(ours(captions), theirs(captions))  # every word known
+    assert ours.truncated(captions, ours(captions)).tolist() == [False] * 12 + [True]
+    canonical = SimpleTokenizer(clean="canonicalize")
+    assert torch.equal(CaptionTokenizer(canonical)(captions), canonical(captions))
+
+
+def test_a_tokenizer_that_shortens_at_random_is_refused() -> None:
+    with pytest.raises(UserError, match="shortens captions at random"):
+        CaptionTokenizer(SimpleTokenizer(reduction_mask="random"))
 
 
 def test_the_bpe_file_travels_with_the_clip(folder: Path) -> None:

@@ -1,0 +1,328 @@
+"""The reader: every row once, in an order that ranks, workers, batch size, memory and interruptions do not change."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from benchmarks.fake_cache import TEXT_PHASE, unit_vectors, write_cache, write_view
+from data.artifacts import Artifact
+from data.errors import UserError
+from embed.reader import EmbeddingReader, PairBatch, State
+from embed.stream import Batches, PairDataset
+
+DIM, IMAGES, CAPTIONS = 16, 60, 3
+PAIRS = IMAGES * CAPTIONS
+SMALL = 4000  # bytes: eleven rows a window, two row groups of five
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """60 images of 3 captions in parts of 30, 0, 20 and 10 images, row groups of 5 rows."""
+    images = [range(30), range(30, 30), range(30, 50), range(50, 60)]
+    return write_cache(tmp_path_factory.mktemp("cache") / "e", images, DIM, CAPTIONS, 5, 12)
+
+
+@pytest.fixture(scope="module")
+def held(cache: Artifact) -> EmbeddingReader:
+    return EmbeddingReader(cache)
+
+
+@pytest.fixture(scope="module")
+def windowed(cache: Artifact) -> EmbeddingReader:
+    reader = EmbeddingReader(cache, memory_limit=SMALL)
+    assert not reader.in_memory and 2 <= len(reader.shuffle.windows(0, 0)) < len(reader.parts.units)
+    return reader
+
+
+@pytest.fixture(params=["held", "windowed"])
+def reader(request: pytest.FixtureRequest) -> EmbeddingReader:
+    found: EmbeddingReader = request.getfixturevalue(request.param)
+    return found
+
+
+def pairs(batches: Iterator[PairBatch] | Batches) -> list[tuple[str, int]]:
+    return [pair for b in batches for pair in zip(b.keys, b.caption_index.tolist(), strict=True)]
+
+
+def same(a: PairBatch, b: PairBatch) -> bool:
+    for field in fields(a):
+        x, y = getattr(a, field.name), getattr(b, field.name)
+        if not (
+            torch.equal(x, y)
+            if isinstance(x, torch.Tensor)
+            else np.array_equal(x, y)
+            if field.name != "state"
+            else x == y
+        ):
+            return False
+    return True
+
+
+def test_every_row_is_what_its_key_says(reader: EmbeddingReader) -> None:
+    rows = np.random.default_rng(0).permutation(PAIRS)
+    batch = reader.fetch(rows)
+    numbers, index = np.array(batch.keys, np.int64), batch.caption_index.astype(np.int64)
+    assert len(set(zip(numbers.tolist(), index.tolist(), strict=True))) == PAIRS
+    assert reader.keys[rows].tolist() == batch.keys and (reader.caption_index[rows] == index).all()
+    for found, stored in (
+        (batch.image_embedding, unit_vectors(numbers, DIM)),
+        (batch.text_embedding, unit_vectors(7 * numbers + index, DIM, TEXT_PHASE)),
+    ):
+        assert found.dtype == torch.float32
+        assert torch.allclose(found, torch.from_numpy(stored.astype(np.float32)), atol=1e-3)
+        assert torch.allclose(found.double().norm(dim=1), torch.ones(PAIRS).double(), atol=1e-6)
+    assert torch.equal(batch.n_tokens, (batch.token_ids != 0).sum(dim=1)) and batch.token_ids.dtype == torch.int64
+    assert (batch.token_ids[:, 0].numpy() == numbers + index + 1).all()
+    assert reader.captions(rows[:7]) == [
+        f"caption {k} of image {i}" for i, k in zip(numbers[:7], index[:7], strict=True)
+    ]
+
+
+def test_an_epoch_is_every_row_once_in_an_order_of_seed_and_epoch_alone(reader: EmbeddingReader) -> None:
+    orders = {s: pairs(reader.batches(7, *s)) for s in ((0, State(0)), (0, State(1)), (1, State(0)))}
+    assert len({tuple(o) for o in orders.values()}) == 3
+    for (seed, state), found in orders.items():
+        assert len(found) == PAIRS == len(set(found))
+        assert found == pairs(reader.batches(31, seed, state))
+        rows = reader.order(seed, state.epoch)
+        assert found == list(zip(reader.keys[rows].tolist(), reader.caption_index[rows].tolist(), strict=True))
+
+
+def test_a_window_mixes_its_row_groups_and_windows_mix_the_cache(windowed: EmbeddingReader) -> None:
+    order = windowed.order(0, 0)
+    assert (np.abs(np.diff(order)) > 1).mean() > 0.7
+    first = order[: len(order) // 4]
+    assert first.min() < PAIRS / 4 and first.max() > 3 * PAIRS / 4
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 7])
+@pytest.mark.parametrize("batch", [1, 8, 12])
+def test_ranks_are_disjoint_and_complete_and_do_not_change_a_step(
+    reader: EmbeddingReader, ranks: int, batch: int
+) -> None:
+    alone = list(reader.batches(batch, 5))
+    shares = [list(reader.batches(batch, 5, rank=rank, ranks=ranks)) for rank in range(ranks)]
+    assert {len(share) for share in shares} == {len(alone)} == {len(reader.batches(batch, 5))}
+    for step, whole in enumerate(alone):
+        taken = [share[step] for share in shares]
+        assert sorted(key for t in taken for key in t.keys) == sorted(whole.keys)
+        assert {t.state for t in taken} == {whole.state}
+        sizes = [len(t.keys) for t in taken]
+        assert sizes == sorted(sizes, reverse=True) and sizes[0] - sizes[-1] <= 1
+    assert sorted(pair for share in shares for pair in pairs(iter(share))) == sorted(pairs(iter(alone)))
+
+
+def test_resuming_at_any_batch_gives_the_rest(reader: EmbeddingReader) -> None:
+    whole = list(reader.batches(13, 2, epochs=2))
+    assert [b.state[:2] for b in whole[-2:] if b.state] == [(1, 169), (2, 0)]
+    for i, batch in enumerate(whole[:-1]):
+        assert batch.state is not None
+        rest = list(reader.batches(13, 2, batch.state, epochs=2 - batch.state.epoch))
+        assert len(rest) == len(whole) - i - 1
+        assert all(same(a, b) for a, b in zip(rest, whole[i + 1 :], strict=True))
+
+
+def test_resuming_with_other_ranks_and_batch_goes_on_in_the_same_order(reader: EmbeddingReader) -> None:
+    stream = reader.batches(16, 2)
+    iterator = iter(stream)
+    behind = [next(iterator) for _ in range(5)]
+    assert stream.state == State(0, 80, reader.order_name(2)) == behind[-1].state
+    shares = [pairs(reader.batches(9, 2, stream.state, rank=r, ranks=3)) for r in range(3)]
+    assert sorted(pairs(iter(behind)) + [p for s in shares for p in s]) == sorted(pairs(reader.batches(1, 2)))
+    order = pairs(reader.batches(PAIRS, 2))
+    assert shares[0] == [p for at in range(80, PAIRS, 9) for p in order[at : min(at + 9, PAIRS) : 3]]
+
+
+def test_a_place_in_another_order_is_refused(
+    reader: EmbeddingReader, cache: Artifact, held: EmbeddingReader, tmp_path: Path
+) -> None:
+    stream = reader.batches(16, 2)
+    next(iter(stream))
+    state = State(*json.loads(json.dumps(stream.state)))
+    assert state == stream.state and state.order
+    view = write_view(tmp_path / "view", cache, 2)
+    limit = 10**9 if reader is held else SMALL
+    others = {
+        "seed": reader.batches, "view": EmbeddingReader(cache, view, memory_limit=limit).batches,
+        "split": EmbeddingReader(cache, split="train", memory_limit=limit).batches,
+        "limit": EmbeddingReader(cache, memory_limit=SMALL * 3 // 2 if limit > SMALL else 10**9).batches,
+    }  # fmt: skip
+    for name, batches in others.items():
+        with pytest.raises(
+            UserError, match=r"epoch 0, row 16: that place is in another order .*State\(1\) begins the next"
+        ):
+            batches(16, 3 if name == "seed" else 2, state)
+        assert len(list(batches(16, 2, State(1)))) > 0
+    again = EmbeddingReader(
+        cache, vectors=("text",), memory_limit=limit
+    )  # neither vectors nor opening anew make another order
+    assert pairs(again.batches(16, 2, state)) == pairs(reader.batches(16, 2, state))
+
+
+def test_a_stream_without_end_and_dropped_last_steps(reader: EmbeddingReader) -> None:
+    stream = iter(reader.batches(50, 0, epochs=None))
+    assert [len(next(stream).keys) for _ in range(8)] == [50, 50, 50, 30] * 2
+    dropped = reader.batches(50, 0, epochs=2, drop_last=True)
+    assert [len(b.keys) for b in dropped] == [50] * 6 and len(dropped) == 6 and dropped.state.epoch == 1
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("workers", [0, 1, 2, 3])
+def test_data_loader_workers_change_nothing(reader: EmbeddingReader, workers: int) -> None:
+    stream = reader.batches(16, 4, State(0, 20), epochs=2, rank=1, ranks=2)
+    loader = DataLoader(PairDataset(stream), batch_size=None, num_workers=workers)
+    found = list(loader)
+    assert len(loader) == len(found) == 22
+    assert all(same(a, b) for a, b in zip(found, replace(stream), strict=True))
+
+
+def test_a_batch_is_pinned_whole(held: EmbeddingReader, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.utils.data._utils.pin_memory import pin_memory
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor, *_: tensor.clone())
+    batch = held.fetch([3, 4])
+    pinned = pin_memory(batch)
+    assert same(pinned, batch)
+    tensors = [f.name for f in fields(batch) if isinstance(getattr(batch, f.name), torch.Tensor)]
+    assert len(tensors) == 4 and all(getattr(pinned, name) is not getattr(batch, name) for name in tensors)
+
+
+def test_a_reader_travels_to_another_process(reader: EmbeddingReader) -> None:
+    import pickle
+
+    again = pickle.loads(pickle.dumps(reader))  # noqa: S301  (our own bytes)
+    assert all(same(a, b) for a, b in zip(again.batches(64, 0), reader.batches(64, 0), strict=True))
+
+
+def test_cut_otherwise_permuted_and_retried_the_held_rows_are_the_same(
+    cache: Artifact, held: EmbeddingReader, tmp_path: Path
+) -> None:
+    cuts: dict[str, list[Sequence[int]]] = {
+        "whole": [range(60)],
+        "reversed": [range(40, 60), range(40)],
+        # A retry part holds keys between the others'.
+        "retried": [[i for i in range(60) if i % 7], [i for i in range(60) if i % 7 == 0]],
+    }
+    for name, images in cuts.items():
+        other = EmbeddingReader(write_cache(tmp_path / name, images, DIM, CAPTIONS, 64, 12))
+        assert (other.keys == held.keys).all()
+        assert all(same(a, b) for a, b in zip(other.batches(32, 1), held.batches(32, 1), strict=True))
+        assert other.captions(range(0, PAIRS, 11)) == held.captions(range(0, PAIRS, 11))
+        large = EmbeddingReader(Artifact(tmp_path / name), memory_limit=SMALL)
+        keys, index = held.keys[::5].tolist(), held.caption_index[::5].tolist()
+        assert same(large.fetch(large.find(keys, index)), held.fetch(held.find(keys, index)))
+        assert torch.equal(large.images()[1], held.images()[1]) and (large.images()[0] == held.images()[0]).all()
+
+
+def test_rows_are_found_by_key_or_refused(reader: EmbeddingReader) -> None:
+    rows = reader.find(["000000031", "000000002", "000000031"], [2, 0, 0])
+    batch = reader.fetch(rows)
+    assert batch.keys == ["000000031", "000000002", "000000031"] and batch.caption_index.tolist() == [2, 0, 0]
+    assert reader.fetch(reader.find(["000000059"])).caption_index.tolist() == [0]
+    for key, index in (("000000060", [0]), ("000000001", [3]), ("1", [0])):
+        with pytest.raises(UserError, match=f"'{key}', {index[0]}.* is not among the 180 pairs read"):
+            reader.find([key], index)
+    with pytest.raises(UserError, match="'nosuch' is not among"):
+        reader.find(["000000001", "nosuch"])
+
+
+def test_images_scan_and_columns(reader: EmbeddingReader) -> None:
+    keys, vectors = reader.images()
+    assert keys.tolist() == [f"{i:09d}" for i in range(IMAGES)]
+    assert torch.equal(vectors, reader.fetch(reader.find(keys.tolist())).image_embedding)
+    for kind in ("image", "text"):
+        expected = getattr(reader.fetch(np.arange(PAIRS)), f"{kind}_embedding")
+        assert torch.allclose(torch.cat(list(reader.scan(kind, 4))), expected, atol=1e-6)
+        raw = torch.cat(list(reader.scan(kind, 4, unit=False)))
+        assert torch.equal(raw, raw.half().float()) and torch.allclose(raw, expected, atol=1e-3)
+    assert reader.column("width", [3, 1]).to_pylist() == [256, 256] and len(reader.column("uid", [])) == 0
+    assert reader.fetch([]).keys == [] and reader.fetch([]).image_embedding.shape == (0, DIM)
+
+
+def test_vectors_not_asked_for_are_empty_and_change_no_order(cache: Artifact, held: EmbeddingReader) -> None:
+    for limit in (SMALL, 10**9):
+        one = EmbeddingReader(cache, vectors=("image",), memory_limit=limit)
+        both = EmbeddingReader(cache, memory_limit=limit)
+        for a, b in zip(one.batches(50, 3), both.batches(50, 3), strict=True):
+            assert a.text_embedding.shape == (len(a.keys), 0) and torch.equal(a.image_embedding, b.image_embedding)
+
+
+@pytest.mark.parametrize("limit", [SMALL, 10**9])
+def test_views_and_splits(cache: Artifact, tmp_path: Path, limit: int) -> None:
+    view = write_view(tmp_path / "view", cache, 2)
+    for name, split, numbers in (
+        ("", None, range(0, 60, 2)),
+        ("", "val", range(8, 60, 10)),
+        ("none", "train", [i for i in range(60) if i % 5 < 3]),
+    ):
+        reader = EmbeddingReader(cache, None if name else view, split, memory_limit=limit)
+        expected = [(f"{i:09d}", k) for i in numbers for k in range(CAPTIONS)]
+        assert len(reader) == len(expected) and sorted(pairs(reader.batches(10, 0))) == expected
+        assert sorted(set(reader.images()[0])) == sorted({key for key, _ in expected})
+        assert set(reader.column("split", range(len(reader))).to_pylist()) == (
+            {split} if split else {"train", "val", "test"}
+        )
+        with pytest.raises(UserError, match="is not among"):
+            reader.find(["000000003", "000000001"] if not name else ["000000003"])
+
+
+def test_pages_that_cannot_be_mapped_are_decoded_to_the_same_values(
+    cache: Artifact, held: EmbeddingReader, tmp_path: Path
+) -> None:
+    from embed.mapped import OpenPart
+
+    path, dtype = tmp_path / "p.parquet", np.dtype("<f2")
+    table = pq.read_table(cache.folder / "00000.parquet")
+    options: dict[str, dict[str, Any]] = {
+        "pages": {"data_page_size": 1, "write_batch_size": 2, "use_dictionary": False, "compression": "none"},
+        "compressed": {"compression": "zstd", "use_dictionary": False},
+        "dictionary": {"compression": "none"},
+    }
+    whole = OpenPart(cache.folder / "00000.parquet")
+    expected = np.concatenate([whole.matrix(g, "image_embedding", dtype, DIM) for g in range(18)])
+    assert whole._page_of(0, "image_embedding", 5 * 2 * DIM) is not None
+    for keywords in options.values():
+        pq.write_table(table, path, row_group_size=90, **keywords)
+        part = OpenPart(path)
+        assert part._page_of(0, "image_embedding", 90 * 2 * DIM) is None
+        assert np.array_equal(part.matrix(0, "image_embedding", dtype, DIM), expected)
+
+
+def test_keys_of_unequal_lengths() -> None:
+    import pyarrow as pa
+
+    from embed.mapped import fixed_width
+
+    for keys in (["a", "bcd", ""], ["ab", "cd", "ef"], [], [""]):
+        for column in (
+            pa.chunked_array([keys], pa.string()),
+            pa.chunked_array([keys[:1], keys[1:]], pa.string()).slice(0),
+        ):
+            assert [k.decode() for k in fixed_width(column).tolist()] == keys
+    assert fixed_width(pa.chunked_array([["xx", "ab", "cd"]]).slice(1)).tolist() == [b"ab", b"cd"]
+
+
+def test_only_a_window_is_in_memory(tmp_path: Path) -> None:
+    """Rows in memory at any time while a cache six times the limit is read: at most two windows."""
+    cache = write_cache(tmp_path / "e", [range(500 * i, 500 * i + 500) for i in range(4)], DIM, 1, 50, 12)
+    reader = EmbeddingReader(cache, memory_limit=2000 * 152 // 6)
+    sizes = [w.stop - w.start for w in reader.shuffle.windows(0, 0)]
+    assert 2 * max(sizes) * reader.parts.row_bytes <= 2000 * 152 // 6 and len(sizes) >= 10
+    loaded = []
+    load = reader.parts.load
+    reader.parts.load = lambda units, kinds, room: (
+        loaded.append(sum(u.kept for u in units)) or load(units, kinds, room=room)
+    )  # type: ignore[func-returns-value,method-assign]
+    stream = iter(reader.batches(20, 0))
+    for i, batch in enumerate(stream, 1):
+        assert len(batch.keys) == 20
+        assert sum(loaded) <= i * 20 + 2 * max(sizes)
+    assert sum(loaded) == 2000
