@@ -12,10 +12,10 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from data.artifacts import publish_bytes
 from data.errors import UserError
+from data.reports.show import Shown, contact_sheet, read_shown
+from data.reports.text import printable
 from data.run import Run
 from data.shards import ShardReader
-from data.show import Shown, contact_sheet, read_shown
-from data.text import printable
 from embed.clip import Clip
 from embed.mapped import fixed_width
 from embed.parts import CacheParts

@@ -16,8 +16,8 @@ from data.dataset import build_dataset
 from data.executors import InProcess
 from data.filters.basic import build_basic_scores
 from data.filters.duplicates import build_duplicates
-from data.reshard import reshard
 from data.run import Run
+from data.upkeep.reshard import reshard
 from data.views import build_base_view
 from embed import encoder
 from embed.cache import as_matrix
