@@ -8,7 +8,7 @@ narrows another repeats its reasons: what it dropped itself is the difference of
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ VIEW_SCHEMA = pa.schema(
     [("key", pa.string()), ("caption_index", pa.int32()), ("keep", pa.bool_()), ("reason", pa.string())]
 )
 PAIR = ["key", "caption_index"]
+# Part -> its pairs, and why each is dropped (null: it is not) before copies are.
+Judged = dict[str, tuple[pa.Table, pa.ChunkedArray]]
 FRESH = {"basic": require_fresh_basic, "duplicates": require_fresh_duplicates}
 
 
@@ -81,12 +83,13 @@ def _build(
         folders = {other: str(artifact.folder) for other, artifact in scores.items()}
         payload = {"rows": str(rows.folder), "scores": folders, "rules": dumped, "removed": gone}
         parts.append(PartSpec(receipt.name, own, payload))
-    parts = _with_copies(parts, [rule for rule in rules if rule.unique])
+    judged: Judged = {}
+    parts = _with_copies(parts, [rule for rule in rules if rule.unique], judged)
     shaping = settings.model_dump(mode="json") | {
         "parent": parent, "deviations": deviations(settings.recipe, run.config.to_dict(), _sized_as_in_tar(run)),
     }  # fmt: skip
     _discard_other_thresholds(run.view(name), shaping)
-    stage = Stage(f"view-{name}", STAGE_VERSION, run.view(name).folder, shaping, parts, view_part)
+    stage = Stage(f"view-{name}", STAGE_VERSION, run.view(name).folder, shaping, parts, partial(view_part, judged))
     view = run_stage(stage, InProcess(), run.logs)
     refresh_card(run)
     return view
@@ -106,9 +109,9 @@ def _discard_other_thresholds(view: Artifact, shaping: Mapping[str, Any]) -> Non
             path.unlink()
 
 
-def view_part(spec: PartSpec, attempt: Path) -> dict[str, int]:
-    """Part function: judge the pairs of one shard."""
-    pairs, reasons = _judged(spec)
+def view_part(judged: Judged, spec: PartSpec, attempt: Path) -> dict[str, int]:
+    """Part function: judge the pairs of one shard, unless `judged` knows them already. Stays in this process."""
+    pairs, reasons = judged.pop(spec.name) if spec.name in judged else _judged(spec)
     if copies := spec.payload["copies"]:
         where = pc.index_in(pairs["key"], pa.array(list(copies), pa.string()))
         reasons = pc.coalesce(reasons, pa.array(copies.values(), pa.string()).take(where.combine_chunks()))
@@ -118,9 +121,10 @@ def view_part(spec: PartSpec, attempt: Path) -> dict[str, int]:
     return view_counts(view)
 
 
-def _with_copies(parts: list[PartSpec], rules: list[ScoreRule]) -> list[PartSpec]:
-    """The parts, each with which of its images give way to a copy, chosen among what all other rules leave of all parts."""
-    images = pa.concat_tables([_grouped(part, rules) for part in parts]) if rules and parts else None
+def _with_copies(parts: list[PartSpec], rules: list[ScoreRule], judged: Judged) -> list[PartSpec]:
+    """The parts, each with which of its images give way to a copy, chosen among what all other rules leave of all parts. What was
+    found out about a part's pairs on the way is left in `judged`."""
+    images = pa.concat_tables([_grouped(part, rules, judged) for part in parts]) if rules and parts else None
     dropped = {} if images is None else copies_to_drop(images, rules)
     copies: dict[str, dict[str, str]] = {part.name: {} for part in parts}
     if images is not None:
@@ -134,10 +138,10 @@ def _with_copies(parts: list[PartSpec], rules: list[ScoreRule]) -> list[PartSpec
     ]
 
 
-def _grouped(part: PartSpec, rules: list[ScoreRule]) -> pa.Table:
+def _grouped(part: PartSpec, rules: list[ScoreRule], judged: Judged) -> pa.Table:
     """key, split and groups of a part's images that have a copy somewhere, as far as the other rules leave a pair of them."""
     columns = ["split", *sorted({rule.column for rule in rules})]
-    pairs, reasons = _judged(part)
+    pairs, reasons = judged[part.name] = _judged(part)
     groups, _ = _aligned(Path(part.payload["scores"]["duplicates"]) / f"{part.name}.parquet", columns, pairs)
     images = pa.table({"key": pairs["key"], **{name: groups[name] for name in columns}})
     has_copy = reduce(pc.or_, [pc.is_valid(images[name]) for name in columns[1:]])

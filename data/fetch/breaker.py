@@ -40,6 +40,7 @@ ADVICE: dict[Reason, str] = {
     Reason.NOT_AN_IMAGE: "check that the source's URL column names images, not pages",
     Reason.DECODE_ERROR: "check that a few of the files open elsewhere: if they do, this Python's OpenCV or Pillow is broken, so run "
     "`make setup`; if not, the source is damaged",
+    Reason.DECODING_BOMB: "these files are made to do harm: take another list",
     Reason.UNSUPPORTED_MODE: "convert the source's images to RGB first",
     Reason.ANIMATED: "set dataset.image.animated=first_frame to keep first frames",
     Reason.TOO_MANY_PIXELS: "raise dataset.image.max_pixels",

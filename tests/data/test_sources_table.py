@@ -127,7 +127,7 @@ def test_lines_that_are_no_rows_are_counted_and_cost_nothing_else(tmp_path: Path
         b'{"url": "http://h/1", "caption": "a"}\nnot json\n[1]\n\n{"url": "http://h/2", "caption": "\\ud800 b"}\n{"caption": 7}\n'
     )
     source = TableSource(TableSettings(path=str(lines)))
-    assert short(list(source.candidates())) == [("http://h/1", ("a",)), ("http://h/2", ("? b",)), ("", ("7",))]
+    assert short(list(source.candidates())) == [("http://h/1", ("a",)), ("http://h/2", ("\ufffd b",)), ("", ("7",))]
     assert list(source.notes.values()) == [2]
 
 
