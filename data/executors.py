@@ -41,10 +41,13 @@ class InProcess:
 
 
 class OnDask:
-    """A Dask client. At most one call a thread is in flight, so that a dying worker takes only the part it was making with it."""
+    """A Dask client. At most one call a thread is in flight, so that a dying worker takes only the part it was making with it.
 
-    def __init__(self, client: Any) -> None:
-        self.client = client
+    With `resource`, calls go to the workers that offer it, each taking one of it; where no worker does, to all.
+    """
+
+    def __init__(self, client: Any, resource: str | None = None) -> None:
+        self.client, self.resource = client, resource
 
     def run(
         self, name: str, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], labels: Sequence[T]
@@ -70,13 +73,14 @@ class OnDask:
 
         def submit() -> None:
             label, args = todo.pop()
-            future = self.client.submit(function, *args, pure=False, retries=0)
+            needs = {self.resource: 1} if self._offered() else None
+            future = self.client.submit(function, *args, pure=False, retries=0, resources=needs)
             running[future] = label
             completed.add(future)
 
         def fill() -> None:
             # Read anew each time: workers of a running scheduler come and go.
-            while todo and len(running) < max(1, sum(self.client.nthreads().values())):
+            while todo and len(running) < max(1, self._offered() or sum(self.client.nthreads().values())):
                 submit()
 
         fill()
@@ -85,6 +89,13 @@ class OnDask:
             yield label, self._outcome(future)
             future.release()
             fill()
+
+    def _offered(self) -> int:
+        """How many calls the workers' resource admits at a time; 0 where no worker offers it."""
+        if self.resource is None:
+            return 0
+        workers = self.client.scheduler_info(n_workers=-1)["workers"].values()
+        return int(sum(worker["resources"].get(self.resource, 0) for worker in workers))
 
     def _outcome(self, future: Any) -> Any:
         from distributed import KilledWorker
@@ -116,9 +127,15 @@ def _worker_log(folder: Path) -> Any:
 
 
 @contextmanager
-def open_executor(settings: ClusterSettings, scratch: Path) -> Iterator[Executor]:
+def open_executor(
+    settings: ClusterSettings, scratch: Path, resource: str | None = None, holders: int = 0
+) -> Iterator[Executor]:
     """An executor for the settings: in this process (`workers = 0`), a local cluster of single-threaded worker processes, or a
-    running scheduler. Workers' scratch lies in `scratch`."""
+    running scheduler. Workers' scratch lies in `scratch`.
+
+    `resource` ("GPU") is a Dask resource: a local cluster then has `holders` workers that offer one each (0: `workers` that offer
+    none); of a running scheduler those workers are used that were started with `--resources "GPU=1"`, where there are any.
+    """
     if settings.address is None and settings.workers == 0:
         yield InProcess()
         return
@@ -141,15 +158,16 @@ def open_executor(settings: ClusterSettings, scratch: Path) -> Iterator[Executor
                     raise UserError(
                         f"cluster.address: the scheduler at {settings.address} has no worker after 60 s"
                     ) from None
-                yield OnDask(client)
+                yield OnDask(client, resource)
             return
         scratch.mkdir(parents=True, exist_ok=True)
         cluster = LocalCluster(
-            n_workers=settings.workers, threads_per_worker=1, processes=True, memory_limit=settings.memory_limit,
+            n_workers=holders or settings.workers, threads_per_worker=1, processes=True, memory_limit=settings.memory_limit,
             dashboard_address="127.0.0.1:0", local_directory=str(scratch), silence_logs=40,
+            resources={resource: 1} if resource and holders else None,
         )  # fmt: skip
         # A worker's death is said by the runner, with the part's name.
         logging.getLogger("distributed.scheduler").setLevel(logging.CRITICAL)
         with cluster, Client(cluster) as client:
             client.register_plugin(_worker_log(scratch.parent / "logs"))
-            yield OnDask(client)
+            yield OnDask(client, resource)

@@ -17,10 +17,14 @@ from data.settings import ClusterSettings
 def build(config: Config, _: argparse.Namespace) -> None:
     from data.executors import open_executor
     from embed.encoder import build_embeddings
+    from embed.lanes import gpus
+    from embed.settings import EmbeddingsSettings
 
     run = Run.open(config)
     run.dataset.require("make dataset")
-    with open_executor(config[ClusterSettings], run.scratch) as executor:
+    device, cluster = config[EmbeddingsSettings].device, config[ClusterSettings]
+    here = 0 if cluster.address else len(gpus(device))  # a running scheduler's workers know their own
+    with open_executor(cluster, run.scratch, None if device == "cpu" else "GPU", here) as executor:
         artifact = build_embeddings(run, executor)
     statistics = read_json(artifact.folder / "statistics.json", "statistics of the cache")
     counts, about = statistics["counts"], "about " if "text" in statistics["estimated"] else ""

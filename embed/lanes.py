@@ -27,17 +27,24 @@ AUTO_LANES = 2  # each holds the activations of a batch: 600 MB for ViT-L-14 at 
 _claimed: dict[str, int] = {}  # open descriptors of this process's GPU locks; they are freed when it ends
 
 
-def choose_device(name: str) -> torch.device:
-    """`auto`: a GPU where there is one. Worker processes of one machine take one GPU each. Raises UserError for a missing GPU."""
-    count = torch.cuda.device_count() if name != "cpu" and torch.cuda.is_available() else 0
-    if name == "cuda" and not count:
+def gpus(device: str) -> list[str]:
+    """The GPUs that this process may use for `device` (auto, cpu, cuda), by their unique names. Raises UserError where `cuda` is asked
+    for and there is none."""
+    count = torch.cuda.device_count() if device != "cpu" and torch.cuda.is_available() else 0
+    if device == "cuda" and not count:
         raise UserError(
             "embeddings.device = 'cuda', but this process sees no GPU (see nvidia-smi and CUDA_VISIBLE_DEVICES); "
             "install a torch built for it, or say device = 'cpu'"
         )
-    if not count:
+    return [str(torch.cuda.get_device_properties(i).uuid) for i in range(count)]
+
+
+def choose_device(name: str) -> torch.device:
+    """A GPU where there is one, else the CPU. Dask's resource GPU says how many parts a machine may encode at once; which GPU a worker
+    takes, it claims here."""
+    names = gpus(name)
+    if not names:
         return torch.device("cpu")
-    names = [str(torch.cuda.get_device_properties(i).uuid) for i in range(count)]
     return torch.device("cuda", claim(names, Path(tempfile.gettempdir()) / f"unclip-gpus-{os.getuid()}"))
 
 
