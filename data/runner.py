@@ -76,7 +76,7 @@ def run_stage(stage: Stage, executor: Executor, logs: Path | None = None) -> Art
     """
     artifact = Artifact(stage.folder)
     try:
-        with _locked(stage.folder):
+        with locked(stage.folder):
             return _run_locked(stage, artifact, executor, logs)
     except OSError as error:
         raise_if_full(error, stage.folder)
@@ -289,7 +289,7 @@ def git_commit() -> str:
 
 
 @contextmanager
-def _locked(folder: Path) -> Any:
+def locked(folder: Path) -> Any:
     """One driver per artifact; the kernel drops the lock when the process dies, however it dies."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as lock:

@@ -28,7 +28,7 @@ from data.filters.rules import REMOVED, base_rules, configured_rules, first_reas
 from data.filters.settings import BaseViewSettings, ScoreRule, TrainViewSettings, ViewsSettings
 from data.reports.card import refresh_card
 from data.run import Run
-from data.runner import Stage, _locked, run_stage
+from data.runner import Stage, locked, run_stage
 from data.upkeep.removal import removed_keys
 
 STAGE_VERSION = 3
@@ -101,7 +101,7 @@ def _discard_other_thresholds(view: Artifact, shaping: Mapping[str, Any]) -> Non
     made = view.plan_json()
     if made is None or made["settings"] == shaping:
         return
-    with _locked(view.folder):
+    with locked(view.folder):
         view.manifest_path.unlink(missing_ok=True)
         for path in sorted((view.folder / "parts").glob("*.json")):
             for relative in Receipt.read(path).files:
