@@ -66,7 +66,7 @@ def _sample_all(run: Run) -> None:
 
     settings = run.config[EvalSettings]
     systems = [open_system(run, name) for name in SYSTEMS]
-    real = RealImages(run.dataset, run.view("base"))
+    real = RealImages(run.dataset, run.view("base").require("make dataset"))
     make_prompts(run, real, "captions", settings.captions)
     make_prompts(run, real, "grids", settings.grids)
     for system in systems:

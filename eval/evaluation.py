@@ -51,7 +51,7 @@ class Evaluation:
     def __init__(self, run: Run) -> None:
         self.run, self.settings = run, run.config[EvalSettings]
         self.prompts: list[Prompt] = read_prompts(run.artifact(f"prompts/{PROMPT_SET}"))
-        self.real = RealImages(run.dataset, run.view("base"))
+        self.real = RealImages(run.dataset, run.view("base").require("make dataset"))
         self.samples = {
             (system, scale): find_samples(run.folder, system, PROMPT_SET, scale)
             for scale in self.settings.guidance

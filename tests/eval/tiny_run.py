@@ -11,6 +11,7 @@ import torch
 from data.artifacts import PartSpec
 from data.config import parse_config
 from data.executors import InProcess
+from data.filters.settings import ViewsSettings
 from data.run import Run
 from data.runner import Stage, run_stage
 from data.shards import Sample, ShardWriter
@@ -121,8 +122,13 @@ def make_run(folder: Path, **settings: object) -> Run:
         },
     }  # fmt: skip
     run = Run.open(parse_config(tables, "test"))
-    for name, make in (("dataset", write_dataset), ("views/base", write_view), ("views/train", write_view)):
-        run_stage(Stage(name.replace("/", "-"), 1, run.folder / name, {}, [PartSpec("00000")], make), InProcess())
+    run_stage(Stage("dataset", 1, run.dataset.folder, {}, [PartSpec("00000")], write_dataset), InProcess())
+    views = run.config[ViewsSettings]
+    for name, settings in (("base", views.base), ("train", views.train)):
+        thresholds = settings.model_dump(mode="json")
+        run_stage(
+            Stage(f"view-{name}", 1, run.view(name).folder, thresholds, [PartSpec("00000")], write_view), InProcess()
+        )
     for name in ("prior", "decoder", "glide"):
         train(run, name)
     return run
