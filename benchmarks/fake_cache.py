@@ -4,8 +4,9 @@ Everything follows from keys: the vectors of image i and of its captions, its sp
 cut into other parts hold the same pairs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -108,14 +109,16 @@ def _null(form: CacheFormat) -> pa.Table:
     )
 
 
-def write_view(folder: Path, embeddings: Artifact, keep_every: int = 2) -> Artifact:
-    """A view of the cache's pairs that keeps every `keep_every`-th image."""
+def write_view(
+    folder: Path, embeddings: Artifact, keep_every: int = 2, thresholds: Mapping[str, Any] | None = None
+) -> Artifact:
+    """A view of the cache's pairs that keeps every `keep_every`-th image, made with `thresholds`."""
     specs = [
         PartSpec(r.name, {"keep": str(keep_every)}, {"path": str(embeddings.folder / f"{r.name}.parquet"), "every": keep_every})
         for r in embeddings.receipts()
         if r.name != "null"
     ]  # fmt: skip
-    return run_stage(Stage("view", 1, folder, {}, specs, write_fake_view), InProcess())
+    return run_stage(Stage("view", 1, folder, dict(thresholds or {}), specs, write_fake_view), InProcess())
 
 
 def write_fake_view(spec: PartSpec, attempt: Path) -> dict[str, int]:

@@ -12,6 +12,7 @@ from benchmarks.fake_cache import PERIOD, unit_vectors, write_cache, write_view
 from data.artifacts import read_json
 from data.errors import UserError
 from data.executors import InProcess
+from data.filters.settings import ViewsSettings
 from data.run import Run
 from embed.neighbours import Copies, ExactSearch, IndexSearch, Vectors, find_copies
 from embed.scores import build_scores
@@ -124,9 +125,14 @@ def test_protected_splits_stay_and_every_pair_of_an_image_says_the_same(tmp_path
     assert facts == {"copies": 3, "images": 9, "method": "exact", "recall": 1.0, "threshold": 0.999}
 
 
+def write_base(run: Run) -> None:
+    """A base view that keeps every other image."""
+    write_view(run.view("base").folder, run.embeddings, 2, run.config[ViewsSettings].base.model_dump(mode="json"))
+
+
 def test_what_base_leaves_out_is_nobodys_original(tmp_path: Path) -> None:
     run = make_run(tmp_path, TWINS, threshold=0.999)
-    write_view(run.view("base").folder, run.embeddings, 2)  # keeps even numbers: 0, 2, 4, 100004, 100012
+    write_base(run)  # keeps even numbers: 0, 2, 4, 100004, 100012
     build_scores(run, InProcess())
     rows = scores(run, 0) | scores(run, 1)
     assert all(found[0] == (None, -1.0) for key, found in rows.items() if int(key) % 2)
@@ -158,7 +164,7 @@ def test_equal_inputs_are_not_compared_again_and_another_view_is(
     assert not list(run.scratch.glob("semantic-*"))  # nothing is left of what the comparison found but the scores
     monkeypatch.setattr("embed.duplicates.find_copies", lambda *_: pytest.fail("compared again"))
     build_scores(run, InProcess())
-    write_view(run.view("base").folder, run.embeddings, 2)
+    write_base(run)
     with pytest.raises(BaseException, match="compared again"):
         build_scores(run, InProcess())
 
