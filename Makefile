@@ -83,7 +83,7 @@ status: $(READY) ## what is complete, what is stale and why, and the next comman
 	$(PY) -m data status $(WITH)
 
 test: $(READY) ## fast tests, under 10 minutes on 2 cores
-	$(PY) -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+	$(PY) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-slow: $(READY) ## random-kill sweeps, browser, external scheduler
 	$(PY) -m pytest -m slow $(ARGS)
