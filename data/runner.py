@@ -97,7 +97,7 @@ def _run_locked(stage: Stage, artifact: Artifact, executor: Executor, logs: Path
     if missing:
         artifact.manifest_path.unlink(missing_ok=True)
         _make_parts(stage, missing, fingerprints, executor, logs)
-    if missing or not artifact.is_complete():
+    if missing or not artifact.is_complete() or lost_file(stage.folder, artifact.manifest()["files"]):
         _publish_manifest(stage, plan, artifact)
     return artifact
 
@@ -231,16 +231,21 @@ def _discard_stale(artifact: Artifact, fingerprints: Mapping[str, str]) -> None:
         temporary.unlink(missing_ok=True)
     for path in sorted((artifact.folder / "parts").glob("*.json")):
         receipt = Receipt.read(path)
-        whole = all(
-            (artifact.folder / f).is_file() and (artifact.folder / f).stat().st_size == facts["bytes"]
-            for f, facts in receipt.files.items()
-        )
-        if whole and fingerprints.get(receipt.name) == receipt.fingerprint:
+        if lost_file(artifact.folder, receipt.files) is None and fingerprints.get(receipt.name) == receipt.fingerprint:
             continue
         artifact.manifest_path.unlink(missing_ok=True)
         path.unlink()
         for relative in receipt.files:
             (artifact.folder / relative).unlink(missing_ok=True)
+
+
+def lost_file(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> Path | None:
+    """The first of a receipt's or a manifest's files that is missing or of another size than recorded; None when all stand."""
+    for relative, facts in files.items():
+        path = folder / relative
+        if not path.is_file() or path.stat().st_size != facts["bytes"]:
+            return path
+    return None
 
 
 def _publish_manifest(stage: Stage, plan: Plan, artifact: Artifact) -> None:

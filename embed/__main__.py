@@ -68,8 +68,8 @@ def verify(config: Config, arguments: argparse.Namespace) -> None:
         print(problem, file=sys.stderr)
     if problems:
         raise StageFailed(
-            f"{run.embeddings.folder}: {len(problems)} problem{'s' if len(problems) > 1 else ''}; delete the parts named, or the folder, "
-            "and run `make embeddings`"
+            f"{run.embeddings.folder}: {len(problems)} problem{'s' if len(problems) > 1 else ''}, told above; `make embeddings` makes a "
+            "part again once its file is deleted, and the whole cache once the folder is"
         )
     print(f"{run.embeddings.folder}: parts, keys, hashes, lengths, scores, probes and re-encoded rows agree")
 
@@ -81,11 +81,19 @@ def _verify_options(parser: argparse.ArgumentParser) -> None:
 def show(config: Config, arguments: argparse.Namespace) -> None:
     from embed import show as looking
     from embed.encoder import cache_clip
+    from embed.export import require_place
 
     if arguments.n < 1:
         raise UserError(f"--n is {arguments.n}; at least 1 image is shown")
+    if arguments.out:
+        if Path(arguments.out).is_dir():
+            raise UserError(
+                f"--out: {arguments.out} is a folder; name a file for the picture, e.g. {arguments.out}/a.png"
+            )
+        require_place(Path(arguments.out))
     run = Run(config)
     run.embeddings.require("make embeddings")
+    _require_view(run, arguments.view)
     if arguments.key is not None:
         query = looking.key_query(run, arguments.key)
     elif arguments.image is not None:
@@ -116,6 +124,7 @@ def export(config: Config, arguments: argparse.Namespace) -> None:
 
     run = Run(config)
     run.embeddings.require("make embeddings")
+    _require_view(run, arguments.view)
     out = Path(arguments.out)
     rows = export_cache(run, out, arguments.format, arguments.dtype, arguments.view, arguments.split)
     print(f"exported {rows:,} pairs: {out}")
@@ -128,6 +137,13 @@ def _export_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="DIR", help="a folder that is new or empty")
     parser.add_argument("--dtype", choices=("float16", "float32"), help="of the vectors (list: float32, npy: float16)")
     _selection_options(parser)
+
+
+def _require_view(run: Run, name: str | None) -> None:
+    """Raise UserError for a view that is not there, naming those that are."""
+    made = sorted(plan.parent.name for plan in (run.folder / "views").glob("*/plan.json"))
+    if name is not None and made and name not in made:
+        raise UserError(f"--view: {run.folder / 'views'} has no view {name!r}; it has {', '.join(made)}")
 
 
 def _selection_options(parser: argparse.ArgumentParser) -> None:

@@ -4,7 +4,6 @@ Source: github.com/LAION-AI/aesthetic-predictor, `sa_0_4_vit_l_14_linear.pth` an
 OpenAI's CLIP embeddings of unit length, trained on ratings from 0 to 10 (it is not clipped to them).
 """
 
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,14 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from data.artifacts import Artifact, PartSpec, sha256_file
+from data.artifacts import PartSpec, sha256_file
 from data.errors import UserError
-from data.executors import Executor
 from data.run import Run
-from data.runner import Stage, run_stage
+from data.runner import Stage
 from embed.cache import NULL_PART, read_metadata
 from embed.mapped import OpenPart
 from embed.scores import cache_parts
-from embed.settings import AestheticSettings
+from embed.settings import AestheticSettings, ClipSettings
 
 STAGE_VERSION = 1
 # LAION's files by digest, and whose embeddings they were trained on.
@@ -62,8 +60,9 @@ class AestheticHead:
         return found
 
     def fits(self, clip_name: str) -> bool | None:
-        """Whether a cache's CLIP (`model/tag`) is the one the head was trained on; None where the file is not known."""
-        if self.trained_on is None:
+        """Whether a cache's CLIP (`model/tag`) is the one the head was trained on; None where the head is not known, or the CLIP comes
+        from a folder, whose name says nothing."""
+        if self.trained_on is None or "/" not in clip_name:
             return None
         model, _, tag = clip_name.partition("/")
         return model.removesuffix("-quickgelu") == self.trained_on and tag == "openai"
@@ -78,11 +77,15 @@ def load_head(path: Path) -> AestheticHead:
         )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except (
+        Exception
+    ) as error:  # a strange file leads the unpickler to raise whatever it likes, and to advise what is not safe
         raise UserError(
-            f"embeddings.aesthetic.head: {path} is not a file of tensors: {str(error).splitlines()[0][:200]}"
+            f"embeddings.aesthetic.head: {path} is not a file of tensors, of which a head is made ({type(error).__name__} while it was "
+            "read); get one such as sa_0_4_vit_l_14_linear.pth from github.com/LAION-AI/aesthetic-predictor"
         ) from None
-    shapes = {k: tuple(v.shape) for k, v in state.items()} if isinstance(state, dict) else {}
+    held = state.items() if isinstance(state, dict) else ()
+    shapes = {str(k): tuple(v.shape) for k, v in held if isinstance(v, torch.Tensor)}
     if (
         set(shapes) != {"weight", "bias"}
         or shapes["bias"] != (1,)
@@ -90,14 +93,15 @@ def load_head(path: Path) -> AestheticHead:
         or shapes["weight"][0] != 1
     ):
         raise UserError(
-            f"embeddings.aesthetic.head: {path} is not a linear head, which holds weight (1, d) and bias (1,); it holds {shapes}"
+            f"embeddings.aesthetic.head: {path} is not a linear head, which holds weight (1, d) and bias (1,); it holds "
+            f"{str(shapes)[:300] if shapes else 'no named tensors'}"
         )
     digest = sha256_file(path)
     trained_on = LAION_HEADS.get(digest) or LAION_NAMES.get(path.name)
     return AestheticHead(state["weight"][0].double().numpy(), float(state["bias"][0]), digest, trained_on)
 
 
-def build_aesthetic(run: Run, executor: Executor, settings: AestheticSettings) -> Artifact:
+def aesthetic_stage(run: Run, settings: AestheticSettings) -> Stage:
     """`scores/aesthetic`: column `aesthetic` by pair. Raises UserError when the head does not fit the cache."""
     embeddings = run.embeddings.require("make embeddings")
     head, path = load_head(Path(settings.head)), Path(settings.head).resolve()
@@ -107,7 +111,10 @@ def build_aesthetic(run: Run, executor: Executor, settings: AestheticSettings) -
             f"embeddings.aesthetic.head: {path.name} takes embeddings of {head.dim} numbers, those of {facts['clip_name']} in "
             f"{embeddings.folder} have {facts['dim']}; LAION's heads exist for ViT-L/14 (768), ViT-B/16 and ViT-B/32 (512)"
         )
-    fits = head.fits(facts["clip_name"])
+    own = (
+        head.trained_on is not None and run.config[ClipSettings].source == "run"
+    )  # this run's own training, nobody else's
+    fits = False if own else head.fits(facts["clip_name"])
     if fits is False and not settings.any_clip:
         raise UserError(
             f"embeddings.aesthetic.head: {path.name} was trained on embeddings of OpenAI's {head.trained_on}, the cache holds those of "
@@ -120,9 +127,7 @@ def build_aesthetic(run: Run, executor: Executor, settings: AestheticSettings) -
     }  # fmt: skip
     parts = [PartSpec(part.name, part.inputs, {**part.payload, "head": str(path)}) for part in cache_parts(embeddings)]
     folder = run.scores("aesthetic").folder
-    return run_stage(
-        Stage("scores-aesthetic", STAGE_VERSION, folder, shaping, parts, aesthetic_part), executor, run.logs
-    )
+    return Stage("scores-aesthetic", STAGE_VERSION, folder, shaping, parts, aesthetic_part)
 
 
 def aesthetic_part(spec: PartSpec, attempt: Path) -> dict[str, int]:

@@ -22,7 +22,7 @@ from data.artifacts import Artifact, PartSpec, Receipt, fingerprint, publish_jso
 from data.executors import Executor
 from data.filters.duplicates import PROTECTED
 from data.run import Run
-from data.runner import Stage, run_stage
+from data.runner import Stage, lost_file, run_stage
 from embed.neighbours import BLOCK, NONE_BEFORE, Copies, ExactSearch, IndexSearch, Search, Vectors, find_copies
 from embed.reader import EmbeddingReader
 from embed.scores import cache_parts
@@ -97,10 +97,13 @@ def _is_fresh(stage: Stage) -> bool:
 
     def stands(part: PartSpec) -> bool:
         receipt = artifact.standing(part.name)
-        made = receipt is not None and receipt.fingerprint == plan.fingerprint_of(part)
-        return made and (stage.folder / f"{part.name}.parquet").is_file()
+        if receipt is None or receipt.fingerprint != plan.fingerprint_of(part):
+            return False
+        return lost_file(stage.folder, receipt.files) is None
 
-    return artifact.is_complete() and all(stands(part) for part in plan.parts)
+    if not artifact.is_complete() or lost_file(stage.folder, artifact.manifest()["files"]):
+        return False
+    return all(stands(part) for part in plan.parts)
 
 
 def compare_images(reader: EmbeddingReader, settings: SemanticSettings, seed: int, work: Path) -> None:

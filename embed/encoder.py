@@ -4,6 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
@@ -24,7 +25,7 @@ from data.settings import ClusterSettings
 from embed.cache import NULL_PART, CacheFormat, fixed_binary, read_metadata, write_part
 from embed.clip import Clip, Precision, load_clip
 from embed.images import StoredImage, encode_shard_images, index_shard
-from embed.lanes import Lanes, choose_device, decode_thread_count, lane_count
+from embed.lanes import Lanes, choose_device, decode_thread_count, known_device, lane_count
 from embed.settings import EmbeddingsSettings
 from embed.statistics import STATISTICS_FILE, write_statistics
 from embed.text import CaptionEncodings, encode_captions
@@ -40,15 +41,18 @@ def build_embeddings(run: Run, executor: Executor) -> Artifact:
     """Embed every pair of the dataset (views choose later). Keeps parts whose shard and CLIP are unchanged."""
     dataset = run.dataset.require("make dataset")
     clip = load_clip(run)
-    identity, name, dim = clip.identity, clip.name, clip.embed_dim
+    identity, name, dim = clip.identity, _recorded_name(run, clip), clip.embed_dim
     del clip  # workers load their own
-    settings = run.config[EmbeddingsSettings].model_dump(mode="json", include=set(ENCODING))
+    device = known_device(run.config[EmbeddingsSettings], run.config[ClusterSettings])
+    settings = run.config[EmbeddingsSettings].model_dump(mode="json", include=set(ENCODING)) | {"device": device}
     config = run.portable_config()
-    parts = [PartSpec(NULL_PART, {"clip": identity}, {"config": config})]
+    config["embeddings"]["device"] = device
+    payload = {"config": config, "clip_name": name}
+    parts = [PartSpec(NULL_PART, {"clip": identity}, payload)]
     for receipt in dataset.receipts():
         shard = dataset.folder / "shards" / f"{receipt.name}.tar"
         inputs = {"clip": identity, "shard": receipt.files[f"shards/{receipt.name}.tar"]["sha256"]}
-        parts.append(PartSpec(receipt.name, inputs, {"config": config, "shard": str(shard)}))
+        parts.append(PartSpec(receipt.name, inputs, payload | {"shard": str(shard)}))
 
     def finish(folder: Path, receipts: list[Receipt]) -> Sequence[str]:
         names = [part.name for part in parts if part.name != NULL_PART]
@@ -68,7 +72,8 @@ def embed_part(spec: PartSpec, attempt: Path) -> dict[str, int]:
     config = parse_config(spec.payload["config"], "the run's config")
     settings, cluster = config[EmbeddingsSettings], config[ClusterSettings]
     device = choose_device(settings.device)
-    clip = _cached_clip(json.dumps(spec.payload["config"], sort_keys=True), str(device), spec.inputs["clip"])
+    cached = _cached_clip(json.dumps(spec.payload["config"], sort_keys=True), str(device), spec.inputs["clip"])
+    clip = replace(cached, name=spec.payload["clip_name"])
     if clip.identity != spec.inputs["clip"]:
         raise UserError(
             f"the CLIP changed while its embeddings were made: {clip.identity[:12]} is not {spec.inputs['clip'][:12]}; "
@@ -111,11 +116,35 @@ def probe_embeddings(clip: Clip) -> NDArray[np.float32]:
 
 
 def cache_clip(run: Run) -> Clip:
-    """The run's CLIP in the precision that its cache was made in, to compare with what is stored there."""
+    """The run's CLIP in the precision that its cache was made in. Raises UserError when the cache was made with another one."""
+    metadata, clip = compared_clip(run)
+    if metadata["clip_identity"] != clip.identity:
+        raise UserError(
+            f"{other_clip(run, metadata, clip)}: their vectors cannot be compared; use the CLIP it was made with, or delete "
+            f"{run.embeddings.folder} and run `make embeddings`"
+        )
+    return clip
+
+
+def compared_clip(run: Run) -> tuple[dict[str, str], Clip]:
+    """What the cache says of the CLIP it was made with, and the run's CLIP in the same precision, which may be another one."""
     folder = run.embeddings.require("make embeddings").folder
-    precision = cast(Precision, read_metadata(str(folder / f"{NULL_PART}.parquet"))["precision"])
-    settings = run.config[EmbeddingsSettings]
-    return load_clip(run, settings.batch, precision, str(choose_device(settings.device)))
+    metadata = read_metadata(str(folder / f"{NULL_PART}.parquet"))
+    settings, precision = run.config[EmbeddingsSettings], cast(Precision, metadata["precision"])
+    return metadata, load_clip(run, settings.batch, precision, str(choose_device(settings.device)))
+
+
+def other_clip(run: Run, metadata: dict[str, str], clip: Clip) -> str:
+    return (
+        f"{run.embeddings.folder} was made with the CLIP {metadata['clip_name']} ({metadata['clip_identity'][:12]}), "
+        f"not with the one in use ({clip.identity[:12]})"
+    )
+
+
+def _recorded_name(run: Run, clip: Clip) -> str:
+    """A CLIP that was copied or renamed keeps the name under which its cache was begun: its identity decides, not its folder."""
+    settings = (run.embeddings.plan_json() or {"settings": {}})["settings"]
+    return str(settings["clip.name"]) if settings.get("clip.identity") == clip.identity else clip.name
 
 
 @lru_cache(maxsize=1)

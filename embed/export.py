@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.artifacts import fsync_path, publish_json
+from data.artifacts import fsync_path, publish_json, sha256_file
 from data.errors import UserError
 from data.run import Run
 from embed.cache import as_fixed_size_list
@@ -46,6 +46,8 @@ def export_cache(
         )
     if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
         raise UserError(f"--out: {out} is not an empty folder; name a new one, or delete it")
+    require_place(out)
+    _require_recorded_bytes(run, parts)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.parent / f".{out.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)  # what a killed export left
@@ -70,6 +72,25 @@ def export_cache(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return rows
+
+
+def require_place(out: Path) -> None:
+    """Raise UserError where `out` could only be made inside a file."""
+    above = next(path for path in out.absolute().parents if path.exists())
+    if not above.is_dir():
+        raise UserError(f"--out: {above} is a file, so {out} cannot be made in it; name another place")
+
+
+def _require_recorded_bytes(run: Run, parts: CacheParts) -> None:
+    """Raise UserError when a part that is exported is not, byte for byte, what the cache's receipts record."""
+    recorded = {receipt.name: receipt.files for receipt in run.embeddings.receipts()}
+    for number in sorted({unit.part for unit in parts.units}):
+        path = parts.parts[number].path
+        if sha256_file(path) != recorded[parts.parts[number].name][path.name]["sha256"]:
+            raise UserError(
+                f"{path}: its content differs from its recorded sha256; nothing is exported. Run `python -m embed verify`, then delete "
+                "the file and run `make embeddings`"
+            )
 
 
 def _tables(parts: CacheParts, columns: list[str]) -> Iterator[tuple[str, Iterator[tuple[Unit, pa.Table]]]]:

@@ -48,6 +48,13 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda", claim(names, Path(tempfile.gettempdir()) / f"unclip-gpus-{os.getuid()}"))
 
 
+def known_device(settings: EmbeddingsSettings, cluster: ClusterSettings) -> str:
+    """cpu or cuda in place of `auto` where the workers are this machine's; a running scheduler's workers know their own."""
+    if settings.device != "auto" or cluster.address is not None:
+        return settings.device
+    return "cuda" if gpus(settings.device) else "cpu"
+
+
 def claim(names: Sequence[str], folder: Path) -> int:
     """The position of a GPU that no other process has claimed, kept until this one ends; one that is shared when all are."""
     folder.mkdir(mode=0o700, exist_ok=True)

@@ -1,6 +1,7 @@
 """Which rows of a cache are read: its parts, what view and split leave of each row group, and everything that is refused."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -69,7 +70,7 @@ class CacheParts:
     """The parts of a cache as a view and a split leave them, in the manifest's order; rows of a part by (key, caption_index).
 
     Opening reads footers and decisions, no vectors. Raises UserError for another CLIP's cache, a part that is missing or of
-    another size than recorded, a view of other pairs.
+    another size than recorded, a view of other pairs, a split that no pair has.
     """
 
     def __init__(self, embeddings: Artifact, view: Artifact | None, split: str | None, identity: str | None) -> None:
@@ -96,6 +97,8 @@ class CacheParts:
             self.parts: list[Part] = list(pool.map(self._open, names))
         self.units = [unit for number, part in enumerate(self.parts) for unit in _units(number, part)]
         self.counts = np.array([unit.kept for unit in self.units], dtype=np.int64)
+        if split is not None and not self.units and split not in self._pairs_of_splits():
+            raise self.no_pair_of_split()
         self.row_bytes = 4 * self.dim + self.token_dtype.itemsize * self.context_length + 64
         self._checked: set[int] = set()
 
@@ -147,6 +150,27 @@ class CacheParts:
         if self.view is None:
             return any(part.rows for part in self.parts)
         return any(self._decisions(part.name, part.path, part.rows).any() for part in self.parts)
+
+    def no_pair_of_split(self) -> UserError:
+        """Says which splits there are, and how the one asked for comes by pairs if it is one that a dataset can have."""
+        there_are = ", ".join(f"{name} ({n:,} pairs)" for name, n in self._pairs_of_splits().items()) or "none"
+        advice = {
+            "train": "; lower [dataset.split] val and test, or loosen the view",
+            "val": "; a larger [dataset.split] val or a larger dataset gives some",
+            "test": "; a larger [dataset.split] test or a larger dataset gives some",
+        }
+        return UserError(
+            f"no pair of the split {self.split!r} is left in {self.folder}, whose splits are {there_are}"
+            + advice.get(str(self.split), "")
+        )
+
+    def _pairs_of_splits(self) -> dict[str, int]:
+        """How many pairs of the whole cache each split has, by name."""
+        found: Counter[str] = Counter()
+        for part in self.parts:
+            for counted in pc.value_counts(_read(part.path, ["split"])["split"]).to_pylist():
+                found[counted["values"]] += counted["counts"]
+        return dict(sorted(found.items()))
 
     def _decisions(self, name: str, path: Path, rows: int) -> NDArray[np.bool_]:
         """The view's `keep` for each row of a part. The keys of both are compared when the part is first read."""

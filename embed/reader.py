@@ -25,7 +25,20 @@ from embed.cache import NULL_PART, as_matrix
 from embed.lookup import Pairs, Span, find_rows
 from embed.mapped import as_tensor
 from embed.parts import CacheParts, Unit
-from embed.rows import CHUNK, START, VECTORS, Kind, PairBatch, Room, Rows, State, join_batches, text, unit_scale
+from embed.rows import (
+    CHUNK,
+    START,
+    VECTORS,
+    Kind,
+    PairBatch,
+    Room,
+    Rows,
+    State,
+    join_batches,
+    known_kinds,
+    text,
+    unit_scale,
+)
 from embed.shuffle import Shuffle, Window
 from embed.stream import Batches
 
@@ -50,18 +63,18 @@ class EmbeddingReader:
     retry part), each part by (key, caption_index). `vectors` names those to read; the order of an epoch does not depend on it, but on
     `memory_limit` where that makes windows: going on in the middle of an epoch takes the same limit, and another is refused.
 
-    Raises UserError for a cache made with another CLIP than `identity`, a missing or damaged part, a view of other pairs, and an
-    empty selection.
+    Raises UserError for a cache made with another CLIP than `identity`, a missing or damaged part, a view of other pairs, an unknown
+    kind of vector or split, and an empty selection.
     """
 
     def __init__(
         self, embeddings: Artifact, view: Artifact | None = None, split: str | None = None, identity: str | None = None,
-        vectors: Sequence[Kind] = ("image", "text"), memory_limit: int = MEMORY_LIMIT,
+        vectors: Kind | Sequence[Kind] = ("image", "text"), memory_limit: int = MEMORY_LIMIT,
     ) -> None:  # fmt: skip
+        self.vectors = known_kinds(vectors)
         self.parts = CacheParts(embeddings, view, split, identity)
         self.folder, self.metadata = self.parts.folder, self.parts.metadata
         self.identity, self.dim = self.parts.identity, self.parts.dim
-        self.vectors: tuple[Kind, ...] = tuple(vectors)
         if not self.parts.units:
             raise _nothing_left(self.parts)
         self._first = np.concatenate([[0], np.cumsum(self.parts.counts)])
@@ -101,12 +114,17 @@ class EmbeddingReader:
         """The rows of pairs by key, int64 (n,); without `caption_index`, each key's first row. Raises UserError for one not read.
 
         Of a cache on disk, reads the keys of the row groups in which a wanted one can lie."""
+        if caption_index is not None and len(caption_index) != len(keys):
+            raise UserError(
+                f"find: {len(keys):,} keys but {len(caption_index):,} caption numbers; give one for each key, or none"
+            )
         wanted = np.array([key.encode() for key in keys], dtype=np.bytes_)
         numbers = None if caption_index is None else np.asarray(caption_index, np.int32)
         found = find_rows(self._spans, self._pairs_of, wanted, numbers)
         if (found < 0).any():
             first = int((found < 0).argmax())
-            pair = keys[first] if caption_index is None else (keys[first], int(caption_index[first]))
+            key = str(keys[first])
+            pair = key if caption_index is None else (key, int(caption_index[first]))
             raise UserError(
                 f"{pair!r} is not among the {len(self):,} pairs read of {self.folder} "
                 f"(view {self.parts.view.folder.name if self.parts.view else '(none)'}, split {self.parts.split or '(any)'})"
@@ -124,8 +142,8 @@ class EmbeddingReader:
         return self._pairs if self._held is not None else self.parts.keys([self.parts.units[span]])
 
     def fetch(self, rows: NDArray[np.int64] | Sequence[int]) -> PairBatch:
-        """The pairs at `rows` (numbers within this reader), in that order."""
-        index = np.asarray(rows, dtype=np.int64)
+        """The pairs at `rows` (numbers within this reader), in that order. Raises UserError for a number that there is not."""
+        index = self._known_rows(rows)
         if self._held is not None:
             return self._held.gather(index)
         # Row group by row group, then back into the order asked for.
@@ -139,6 +157,15 @@ class EmbeddingReader:
         if not found:
             return self._unit(0).gather(index)
         return join_batches(found).take(np.argsort(order))
+
+    def _known_rows(self, rows: NDArray[np.int64] | Sequence[int]) -> NDArray[np.int64]:
+        index = np.asarray(rows, dtype=np.int64)
+        outside = (index < 0) | (index >= len(self))
+        if outside.any():
+            raise UserError(
+                f"there is no row {index[outside][0]}; this reader's are numbered from 0 to {len(self) - 1}"
+            )
+        return index
 
     def _unit(self, number: int) -> Rows:
         """A row group, from those lately used if it is among them; together they stay within a window's rows."""
@@ -187,9 +214,18 @@ class EmbeddingReader:
     def _rows_of(self, units: NDArray[np.int64]) -> NDArray[np.int64]:
         return np.concatenate([np.arange(self._first[unit], self._first[unit + 1]) for unit in units])
 
+    @cached_property
+    def columns(self) -> tuple[str, ...]:
+        """The names that `column` takes."""
+        return tuple(pq.read_schema(self.parts.parts[0].path, memory_map=True).names)
+
     def column(self, name: str, rows: NDArray[np.int64] | Sequence[int]) -> pa.Array:
-        """Any other column of the cache at `rows`: `caption`, `uid`, `image_hash`, `split`, `width` ... Reads the row groups touched."""
-        index = np.asarray(rows, dtype=np.int64)
+        """Any other column of the cache at `rows`: `caption`, `uid`, `image_hash`, `split`, `width` ... Reads the row groups touched.
+
+        Raises UserError for a column or a row that there is not."""
+        index = self._known_rows(rows)
+        if name not in self.columns:
+            raise UserError(f"{self.folder} has no column {name!r}; its columns are {', '.join(self.columns)}")
         if self._held is None:
             units = np.searchsorted(self._first, index, side="right") - 1
             touched = np.unique(units)
@@ -219,6 +255,7 @@ class EmbeddingReader:
 
     def image_batches(self) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
         """Each image once: rows int64 (n,) and image embeddings float32 (n, d), in the order of the rows, in constant memory."""
+        self._require_vectors("image")
         previous = b""
         for start, rows in self._stretches():
             fresh = np.concatenate([[True], rows.key[1:] != rows.key[:-1]])
@@ -226,6 +263,12 @@ class EmbeddingReader:
             previous = rows.key[-1]
             for chosen in np.split(np.flatnonzero(fresh), range(CHUNK, int(fresh.sum()), CHUNK)):
                 yield start + chosen, rows.image.gather(torch.from_numpy(chosen))
+
+    def _require_vectors(self, kind: Kind) -> None:
+        if known_kinds(kind)[0] not in self.vectors:
+            raise UserError(
+                f"this reader was opened without {kind} vectors; add {kind!r} to `vectors` of EmbeddingReader, now {self.vectors}"
+            )
 
     def _stretches(self) -> Iterator[tuple[int, Rows]]:
         """All rows in order, a stretch at a time, with the number of each stretch's first row."""
@@ -250,6 +293,7 @@ class EmbeddingReader:
         """The vectors of every row in order, float32 (at most `batch`, d), read sequentially in constant memory.
 
         `unit = False` gives the stored float16 values as they are, within 1e-3 of unit length."""
+        self._require_vectors(kind)
         what = f"{self.folder}: {VECTORS[kind]}"
         for start, stored in self._stored(kind):
             for i, half in enumerate(stored.split(batch)):
@@ -276,14 +320,7 @@ class EmbeddingReader:
 def _nothing_left(parts: CacheParts) -> UserError:
     view, split = parts.view.folder.name if parts.view else "(none)", parts.split
     if split is not None and parts.kept_by_view():
-        if split == "train":
-            return UserError(
-                f"no pair of the split 'train' is left in {parts.folder}; lower [dataset.split] val and test"
-            )
-        return UserError(
-            f"no pair of the split {split!r} is left in {parts.folder}; "
-            f"a larger [dataset.split] {split} or a larger dataset gives some"
-        )
+        return parts.no_pair_of_split()
     return UserError(
         f"no pairs are left in {parts.folder} after view {view} and split {split or '(any)'}; "
         f"loosen [views] or use a larger dataset (`make status` shows the counts)"

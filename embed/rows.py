@@ -1,6 +1,6 @@
 """Rows of the cache in memory, and the batches that are gathered from them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -59,6 +59,15 @@ class PairBatch:
             [self.keys[i] for i in rows], self.caption_index[rows], self.image_embedding[chosen],
             self.text_embedding[chosen], self.token_ids[chosen], self.n_tokens[chosen],
         )  # fmt: skip
+
+
+def known_kinds(vectors: Kind | Sequence[Kind]) -> tuple[Kind, ...]:
+    """The vectors named, by one name or several. Raises UserError for a name that there is not."""
+    named: tuple[Kind, ...] = (vectors,) if isinstance(vectors, str) else tuple(vectors)
+    for kind in named:
+        if kind not in VECTORS:
+            raise UserError(f"vectors: there is no {kind!r}; a cache has {' and '.join(map(repr, VECTORS))}")
+    return named
 
 
 def unit_scale(vectors: Tensor, what: str, keys: Callable[[], NDArray[np.bytes_]]) -> Tensor:

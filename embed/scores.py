@@ -16,6 +16,7 @@ from data.filters.settings import ViewsSettings
 from data.run import Run
 from data.runner import Stage, run_stage
 from embed.cache import NULL_PART
+from embed.parts import CacheParts
 from embed.settings import EmbeddingsSettings
 
 STAGE_VERSION = 1
@@ -28,14 +29,16 @@ OPTIONAL = {
 
 def build_scores(run: Run, executor: Executor) -> list[Artifact]:
     """Every score that the config asks for. Raises UserError when a rule of the view `train` reads one that it does not ask for."""
-    from embed.aesthetic import build_aesthetic
+    from embed.aesthetic import aesthetic_stage
     from embed.duplicates import build_semantic
 
     require_asked_for(run.config)
     settings = run.config[EmbeddingsSettings]
+    # Before any score is made: a head that does not fit is told at once.
+    aesthetic = aesthetic_stage(run, settings.aesthetic) if settings.aesthetic is not None else None
     built = [build_similarity(run, executor)]
-    if settings.aesthetic is not None:
-        built.append(build_aesthetic(run, executor, settings.aesthetic))
+    if aesthetic is not None:
+        built.append(run_stage(aesthetic, executor, run.logs))
     if settings.semantic is not None:
         built.append(build_semantic(run, executor, settings.semantic))
     return built
@@ -53,7 +56,8 @@ def require_asked_for(config: Config) -> None:
 
 
 def cache_parts(embeddings: Artifact) -> list[PartSpec]:
-    """A part for each of the cache's, made from that part's bytes alone."""
+    """A part for each of the cache's, made from that part's bytes alone. Raises UserError where one is missing or cut."""
+    CacheParts(embeddings, None, None, None)  # readers refuse it
     return [
         PartSpec(
             receipt.name,

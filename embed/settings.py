@@ -14,6 +14,8 @@ class ClipSettings(Section):
 
     section: ClassVar[str] = "clip"
     owns: ClassVar[tuple[str, ...]] = ("clip", "embeddings")
+    # A folder may be moved or copied: what is made with its CLIP is guarded by the CLIP's identity.
+    volatile: ClassVar[tuple[str, ...]] = ("path",)
     source: Literal["run", "pretrained", "checkpoint", "random"] = "run"
     model: str | None = None
     tag: str | None = None
@@ -62,7 +64,8 @@ class EmbeddingsSettings(Section):
     section: ClassVar[str] = "embeddings"
     owns: ClassVar[tuple[str, ...]] = ("embeddings", "scores/similarity", "scores/aesthetic", "scores/semantic")
     # Scores are guarded by their own stages: another head or threshold need not touch the cache.
-    volatile: ClassVar[tuple[str, ...]] = ("threads", "decode_threads", "aesthetic", "semantic")
+    # So is `device` by the cache's: `auto` and what it comes to here are one config.
+    volatile: ClassVar[tuple[str, ...]] = ("device", "threads", "decode_threads", "aesthetic", "semantic")
     batch: int = Field(default=64, ge=1)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -3,7 +3,8 @@
 The epoch's order is one sequence over all ranks (`embed.shuffle`). A step takes the next `batch` rows of it; rank r of R takes
 rows r, r + R, ... of the step. So the rows of a step do not depend on R; together the ranks read every row once an epoch; and where a
 step's rows do not divide, the first ranks take one more. The last step of an epoch is what is left, so a rank may get an empty
-batch there; every rank makes the same number of steps. `drop_last` leaves that smaller step out.
+batch there; every rank makes the same number of steps. `drop_last` leaves that smaller step out: after the last full one the state is
+the next epoch's beginning.
 
 `batch.state` after a batch, or `Batches.state`, given as `start`, goes on with the next one, on any number of ranks and with any
 batch size. A state of another order (the view changed, another seed ...) is refused: rows would be repeated and left out unseen.
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class Batches:
-    """An iterator over `epochs` epochs from `start` (None: without end). Iterating again begins at `start` again.
+    """An iterator over `epochs` epochs from `start` (None: without end). Iterating again begins at `start` again; a start with no
+    step left in its epoch is the beginning of the next. Raises UserError for a start or settings that give no such stream.
 
     `batch` counts rows of a step over all ranks. `worker` of `workers` yields every workers-th batch, so that a DataLoader, which
     asks its workers in turn, hands them out in the order of one worker.
@@ -48,7 +50,8 @@ class Batches:
     workers: int = 1
 
     def __post_init__(self) -> None:
-        assert self.batch >= 1 and 0 <= self.rank < self.ranks and 0 <= self.worker < self.workers
+        assert 0 <= self.worker < self.workers
+        self._check_settings()
         self.order = self.reader.order_name(self.seed)
         if self.start.order not in ("", self.order):
             raise UserError(
@@ -56,7 +59,28 @@ class Batches:
                 f"({self.start.order}, not {self.order}); cache, view, split, seed or memory limit changed since. "
                 f"State({self.start.epoch + 1}) begins the next epoch"
             )
+        if self.start.epoch < 0 or not 0 <= self.start.position <= len(self.reader):
+            raise UserError(
+                f"State({self.start.epoch}, {self.start.position}) is no place in this stream: epochs count from 0, "
+                f"and {len(self.reader):,} rows are in each (position 0 to {len(self.reader)})"
+            )
+        if not self._steps(self.start.position):
+            self.start = State(self.start.epoch + 1, 0)
         self.state = self.start._replace(order=self.order)
+
+    def _check_settings(self) -> None:
+        rows = len(self.reader)
+        if self.batch < 1:
+            raise UserError(f"batch is {self.batch}; a batch has at least 1 row")
+        if self.drop_last and self.batch > rows:
+            raise UserError(
+                f"a batch of {self.batch:,} is larger than the {rows:,} pairs read, so that drop_last leaves out every one; "
+                f"take a batch of at most {rows}, or drop_last=False"
+            )
+        if not 0 <= self.rank < self.ranks:
+            raise UserError(f"rank is {self.rank} of {self.ranks} ranks; ranks count from 0 and are fewer than `ranks`")
+        if self.epochs is not None and self.epochs < 1:
+            raise UserError(f"epochs is {self.epochs}; at least 1, or None for a stream without end")
 
     def __iter__(self) -> Iterator[PairBatch]:
         epoch, position, number = self.start.epoch, self.start.position, 0
@@ -76,7 +100,8 @@ class Batches:
 
     def __len__(self) -> int:
         """Batches of the epochs asked for, on each rank, over all workers."""
-        assert self.epochs is not None, "a stream without end has no length"
+        if self.epochs is None:
+            raise TypeError("a stream without end (epochs=None) has no length")
         return len(self._steps(self.start.position)) + (self.epochs - 1) * len(self._steps(0))
 
     def _epoch(self, epoch: int, steps: "list[int]") -> Iterator[PairBatch]:
@@ -87,7 +112,7 @@ class Batches:
         with _Ahead(self.reader, windows) as loaded:
             for start in steps:
                 stop = min(start + self.batch, end)
-                state = State(epoch, stop, self.order) if stop < end else State(epoch + 1, 0, self.order)
+                state = State(epoch, stop, self.order) if self._steps(stop) else State(epoch + 1, 0, self.order)
                 positions = rank_slice(start, stop, self.rank, self.ranks)
                 yield join_batches(list(loaded.gather(positions, start, stop)), state)
 

@@ -20,9 +20,9 @@ from torch.nn.functional import normalize
 
 from data.errors import UserError
 from data.run import Run
-from embed.cache import NULL_PART, CacheFormat, as_matrix, read_metadata
+from embed.cache import NULL_PART, CacheFormat, as_matrix
 from embed.clip import Clip
-from embed.encoder import cache_clip, clip_scores, hash16, probe_embeddings
+from embed.encoder import clip_scores, compared_clip, hash16, other_clip, probe_embeddings
 from embed.images import Preprocess, StoredImage, index_shard
 
 NORM_TOLERANCE = 1e-3  # float16 rounding of a unit vector moves its length by up to 6e-5
@@ -61,13 +61,9 @@ def verify_cache(run: Run, rows: int = SAMPLED_ROWS) -> list[str]:
     problems += [f"{folder}: part {name} has no shard in {run.dataset.folder}" for name in sorted(cached - shards)]
     if problems:
         return problems
-    metadata = read_metadata(str(folder / f"{NULL_PART}.parquet"))
-    clip = cache_clip(run)
+    metadata, clip = compared_clip(run)
     if metadata["clip_identity"] != clip.identity:
-        return [
-            f"{folder} was made with the CLIP {metadata['clip_name']} ({metadata['clip_identity'][:12]}), "
-            f"not with the one in use ({clip.identity[:12]})"
-        ]
+        return [other_clip(run, metadata, clip)]
     # A heap of the rows with the largest hashes: the same ones in any order of parts.
     sample: list[tuple[str, int, _Drawn]] = []
     for name in sorted(cached):
@@ -237,7 +233,7 @@ def _check_sample(sample: list[_Drawn], clip: Clip, reduced: bool, tolerance: fl
         lengths = clip.token_counts(ids).tolist()
         for d, row, length in zip(drawn, ids.numpy(), lengths, strict=True):
             if not np.array_equal(d.token_ids, row) or d.n_tokens != length:
-                yield f"token ids of {d.stored.key} are not those of its caption {d.caption[:60]!r}"
+                yield f"token ids of {d.stored.key} are not those of its caption {d.caption[:60]!r} (part {d.shard.stem})"
                 break
         fresh = {
             "image": (clip.encode_pixels(prepare.normalise(torch.from_numpy(pixels))), [d.image for d in drawn]),
@@ -246,12 +242,13 @@ def _check_sample(sample: list[_Drawn], clip: Clip, reduced: bool, tolerance: fl
         for name, (raw, stored) in fresh.items():
             distance = _distance(raw, torch.from_numpy(np.stack(stored)))
             row = int(distance.argmax())
-            worst[name] = max(worst[name], (float(distance[row]), drawn[row].stored.key))
-    for name, (distance_found, key) in worst.items():
+            named = f"{drawn[row].stored.key} in part {drawn[row].shard.stem}"
+            worst[name] = max(worst[name], (float(distance[row]), named))
+    for name, (distance_found, named) in worst.items():
         if distance_found > tolerance:
             yield (
                 f"re-encoding {len(sample)} rows: a stored {name} embedding is {distance_found:.2g} (1 - cosine) from the encoder's, "
-                f"more than {tolerance:g}: the one of {key}"
+                f"more than {tolerance:g}: the one of {named}"
             )
 
 

@@ -11,6 +11,7 @@ from data.artifacts import Artifact, read_json
 from data.errors import UserError
 from data.filters.settings import ViewsSettings
 from data.run import Run
+from data.runner import lost_file
 
 # In the order they are made; the command that makes each.
 ORDER = (
@@ -100,6 +101,8 @@ def _status(run: Run, name: str, command: str) -> StageStatus:
             parts = (artifact.plan_json() or {"parts": []})["parts"]
             done = sum(artifact.standing(part["name"]) is not None for part in parts)
             return StageStatus(name, "incomplete", f"{done} of {len(parts)} parts of {artifact.folder}", command)
+        if lost := _lost(artifact):
+            return StageStatus(name, "incomplete", f"{lost} is missing or of another size than recorded", command)
     wanted = _expected_samples(run) if name == "samples" else 1
     if len(artifacts) < wanted:
         return StageStatus(name, "incomplete", f"{len(artifacts)} of {wanted} sets", command)
@@ -108,6 +111,13 @@ def _status(run: Run, name: str, command: str) -> StageStatus:
     if why:
         return StageStatus(name, "stale", why, command)
     return StageStatus(name, "complete", _counts(artifacts), command)
+
+
+def _lost(artifact: Artifact) -> Path | None:
+    """The first file of a complete artifact that is not there as recorded, by its size."""
+    manifest = artifact.manifest()
+    recorded = [manifest["files"], *(part["files"] for part in manifest["parts"])]
+    return next((lost for files in recorded if (lost := lost_file(artifact.folder, files))), None)
 
 
 def stale(run: Run, name: str, artifact: Artifact) -> str:

@@ -240,3 +240,18 @@ def test_sigkill_at_a_boundary_then_the_same_command_gives_the_same_bytes(tmp_pa
     assert subprocess.run(command, capture_output=True).returncode == 0
     assert tree_bytes(artifact.folder) == tree_bytes(whole.folder)
     assert artifact.verify() == []
+
+
+def test_a_missing_or_cut_file_of_the_whole_artifact_is_written_again(tmp_path: Path) -> None:
+    def finish(folder: Path, receipts: list[Receipt]) -> list[str]:
+        publish_bytes(folder / "whole.txt", f"{len(receipts)} parts".encode())
+        return ["whole.txt"]
+
+    diary = tmp_path / "diary"
+    artifact = run_stage(stage(tmp_path / "a", finish=finish, payload={"diary": str(diary)}), InProcess())
+    before = tree_bytes(artifact.folder)
+    for damage in (Path.unlink, lambda path: path.write_text("3")):
+        damage(artifact.folder / "whole.txt")
+        run_stage(stage(tmp_path / "a", finish=finish, payload={"diary": str(diary)}), InProcess())
+        assert tree_bytes(artifact.folder) == before and artifact.verify() == []
+    assert len(calls(diary)) == 3

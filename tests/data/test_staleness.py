@@ -159,3 +159,17 @@ def test_an_unusable_run_folder_is_one_line(tmp_path: Path, capsys: pytest.Captu
     assert error.startswith("error: Not a directory") and error.count("\n") == 1
     assert front_door("room", "", commands, ["go", "--config", str(toml), "eval.grid_guidance=inf"]) == 2
     assert "finite" in capsys.readouterr().err
+
+
+def test_status_names_a_file_that_was_lost(tmp_path: Path, photos: Path) -> None:
+    run = Run.open(make_config(tmp_path, dataset={"folder": {"path": str(photos)}, **FOLDER}))
+    build_dataset(run, InProcess())
+    assert run_status(run)[0].state == "complete"
+    shard = run.dataset.folder / "shards" / "00001.tar"
+    for damage in (lambda: shard.write_bytes(shard.read_bytes()[:-512]), shard.unlink):
+        damage()
+        status = run_status(run)[0]
+        assert status.state == "incomplete" and status.command == "make dataset"
+        assert status.detail == f"{shard} is missing or of another size than recorded"
+    build_dataset(run, InProcess())
+    assert run_status(run)[0].state == "complete"

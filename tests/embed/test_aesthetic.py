@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.functional import normalize
 
 from benchmarks.fake_cache import unit_vectors, write_cache
+from data.config import parse_config
 from data.errors import UserError
 from data.executors import InProcess
 from data.run import Run
@@ -48,8 +49,8 @@ def test_laions_heads_score_as_laions_own_layer_does(name: str, dim: int, clip: 
         expected = layer(normalize(torch.from_numpy(vectors.astype(np.float32)), dim=-1))[:, 0].numpy()
     assert np.abs(head.score(vectors) - expected).max() < 1e-5
     assert (head.trained_on, head.dim) == (clip, dim)
-    assert [head.fits(c) for c in (f"{clip}/openai", f"{clip}-quickgelu/openai", f"{clip}/laion2b_e16", "run")] == [
-        True, True, False, False,
+    assert [head.fits(c) for c in (f"{clip}/openai", f"{clip}-quickgelu/openai", f"{clip}/laion2b_e16", "folder")] == [
+        True, True, False, None,
     ]  # fmt: skip
     # A head weighs directions that raise a photograph's rating: unit vectors along and against it bound all scores.
     along = (head.weight / np.linalg.norm(head.weight)).astype("<f2")[None]
@@ -109,3 +110,30 @@ def test_what_is_no_linear_head_is_refused(tmp_path: Path) -> None:
         UserError, match=r"is not a linear head, which holds weight \(1, d\) and bias \(1,\); it holds .*layers.0"
     ):
         load_head(path)
+
+
+@pytest.mark.parametrize("content", [b"root:x:0:0:root:/root:/bin/bash\n", b"\x80\x02\x00\x00", b"(lp0\n.", b""])
+def test_a_file_of_anything_is_refused_in_our_own_words(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "head.pth").write_bytes(content)
+    with pytest.raises(UserError, match=r"head.pth is not (a file of tensors|a linear head)") as refused:
+        load_head(tmp_path / "head.pth")
+    assert "weights_only" not in str(refused.value)
+
+
+def test_a_head_that_does_not_fit_is_told_before_any_score_is_made(tmp_path: Path) -> None:
+    torch.save({"weight": "none", "bias": 3}, tmp_path / "head.pth")
+    run = make_run(tmp_path / "r", tmp_path / "head.pth", 8)
+    with pytest.raises(UserError, match="is not a linear head, .*it holds no named tensors"):
+        build_scores(run, InProcess())
+    assert not run.scores("similarity").folder.exists()
+
+
+def test_laions_head_on_a_clip_from_a_folder_is_noted_and_on_the_runs_own_refused(tmp_path: Path) -> None:
+    save_head(tmp_path / "sa_0_4_vit_b_32_linear.pth")
+    folder = build_scores(make_run(tmp_path / "a", tmp_path / "sa_0_4_vit_b_32_linear.pth", 8, "clip"), InProcess())[1]
+    assert folder.settings()["clip_is_the_heads"] == "unknown" and folder.settings()["head_clip"] == "ViT-B-32"
+    own = make_run(tmp_path / "b", tmp_path / "sa_0_4_vit_b_32_linear.pth", 8, "clip")
+    config = own.config.to_dict()
+    config["clip"] = {"source": "run"}
+    with pytest.raises(UserError, match="trained on embeddings of OpenAI's ViT-B-32, the cache holds those of clip"):
+        build_scores(Run(parse_config(config, "test")), InProcess())

@@ -19,12 +19,15 @@ from data.dataset import build_dataset
 from data.errors import UserError
 from data.executors import InProcess
 from data.run import Run
+from data.settings import ClusterSettings
 from data.shards import ShardReader
 from data.views import build_train_view
 from embed.cache import as_matrix
 from embed.clip import load_clip, load_clip_folder
 from embed.encoder import build_embeddings
+from embed.lanes import known_device
 from embed.reader import EmbeddingReader
+from embed.settings import EmbeddingsSettings
 from tests.conftest import exit_code_with_fault, make_config, save_tiny_clip, tree_bytes
 from tests.embed.conftest import VIEWS
 
@@ -177,3 +180,41 @@ def test_empty_view_is_one_line(own_run: Run) -> None:
 def test_artifact_without_manifest_names_the_command(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist; run `make embeddings` first"):
         EmbeddingReader(Artifact(tmp_path / "nothing"))
+
+
+def test_lost_statistics_are_made_again(own_run: Run, made_run: Run) -> None:
+    path = own_run.embeddings.folder / "statistics.json"
+    for damage in (Path.unlink, lambda path: path.write_text("{")):
+        damage(path)
+        build_embeddings(own_run, InProcess())
+        assert tree_bytes(own_run.embeddings.folder) == tree_bytes(made_run.embeddings.folder)
+
+
+def test_a_copied_clip_is_the_same_clip(own_run: Run, made_run: Run, tmp_path: Path) -> None:
+    """Its folder neither makes another config nor changes a byte of the parts that are still to be made."""
+    Run.open(own_run.config)
+    shutil.move(tmp_path / "tiny-clip", tmp_path / "elsewhere")
+    (own_run.embeddings.folder / "00001.parquet").unlink()
+    moved = Run.open(
+        make_config(tmp_path, views=VIEWS, clip={"source": "checkpoint", "path": str(tmp_path / "elsewhere")})
+    )
+    build_embeddings(moved, InProcess())
+    assert tree_bytes(moved.embeddings.folder) == tree_bytes(made_run.embeddings.folder)
+    save_tiny_clip(tmp_path / "elsewhere", seed=1)
+    with pytest.raises(UserError, match="was made with clip.identity = "):
+        build_embeddings(moved, InProcess())
+
+
+def test_auto_is_the_device_it_comes_to(own_run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert own_run.embeddings.settings()["device"] == "cpu"
+    Run.open(own_run.config)
+    before = own_run.embeddings.manifest_path.stat().st_mtime_ns
+    build_embeddings(Run.open(make_config(tmp_path, views=VIEWS, embeddings={"device": "cpu"})), InProcess())
+    assert own_run.embeddings.manifest_path.stat().st_mtime_ns == before
+    settings = EmbeddingsSettings()
+    monkeypatch.setattr("embed.lanes.gpus", lambda device: ["one"])
+    assert known_device(settings, ClusterSettings()) == "cuda"
+    assert known_device(settings, ClusterSettings(address="tcp://there:1")) == "auto"
+    assert known_device(EmbeddingsSettings(device="cpu"), ClusterSettings()) == "cpu"
+    with pytest.raises(UserError, match="was made with device = 'cpu', this config says 'cuda'"):
+        build_embeddings(own_run, InProcess())

@@ -6,11 +6,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from data.cli import front_door
 from data.run import Run
 from embed.__main__ import COMMANDS
 from embed.throughput import LOG_FILE, sentence, summary
+from tests.conftest import save_tiny_clip
 
 
 @pytest.fixture
@@ -73,7 +75,7 @@ def test_verify_says_what_agrees_or_fails(own_run: Run, config: Path, capsys: py
     assert embed(config, "verify") == 1
     problem, error = capsys.readouterr().err.splitlines()
     assert problem.startswith(f"{path}: ") and "recorded" in problem
-    assert error.startswith("error: ") and "1 problem; delete the parts" in error
+    assert error.startswith("error: ") and "1 problem, told above; `make embeddings` makes a part again" in error
     assert embed(config, "verify", "--rows", "-3") == 2
     assert capsys.readouterr().err.count("\n") == 1
 
@@ -105,6 +107,12 @@ def test_show_draws_and_prints(own_run: Run, config: Path, tmp_path: Path, capsy
         (("--key", "x", "--caption", "y"), "not allowed with argument"),
         (("--caption", "x", "--n", "0"), "--n is 0; at least 1 image is shown"),
         (("--image", str(tmp_path)), "cannot be read as an image"),
+        (("--caption", "x", "--out", str(tmp_path)), f"--out: {tmp_path} is a folder; name a file"),
+        (
+            ("--caption", "x", "--out", f"{config}/x.png"),
+            f"--out: {config} is a file, so {config}/x.png cannot be made",
+        ),
+        (("--caption", "x", "--view", "nope"), "has no view 'nope'; it has base, train"),
     ):
         assert embed(config, "show", *arguments) == 2
         error = capsys.readouterr().err
@@ -141,3 +149,15 @@ def test_what_must_be_there_first_is_named(own_run: Run, config: Path, capsys: p
     shutil.rmtree(own_run.dataset.folder)
     assert embed(config, "build") == 2
     assert "run `make dataset` first" in capsys.readouterr().err
+
+
+def test_vectors_of_two_clips_are_not_compared(
+    own_run: Run, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "red.png")
+    save_tiny_clip(tmp_path / "tiny-clip", seed=1)
+    for query in (("--caption", "a red ring"), ("--image", str(tmp_path / "red.png"))):
+        assert embed(config, "show", *query) == 2
+        error = capsys.readouterr().err
+        assert "not with the one in use" in error and "cannot be compared" in error and error.count("\n") == 1
+    assert embed(config, "show", "--key", "000000003") == 0  # stored vectors among themselves

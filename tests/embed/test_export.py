@@ -169,8 +169,30 @@ def test_what_cannot_be_exported_is_one_line(run: Run, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=rf"--out: .*{name} is not an empty folder; name a new one"):
             export_cache(run, tmp_path / name, "npy")
     assert (tmp_path / "taken/file").read_text() == "mine"
-    with pytest.raises(UserError, match="no pair of .* is left in view .none. and split nosuch: nothing to export"):
+    with pytest.raises(UserError, match="no pair of the split 'nosuch' is left in .*, whose splits are "):
         export_cache(run, tmp_path / "out", "npy", split="nosuch")
     with pytest.raises(UserError, match="views/nosuch does not exist"):
         export_cache(run, tmp_path / "out", "npy", view="nosuch")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("form", ["list", "npy"])
+def test_a_flipped_byte_is_not_exported(tmp_path: Path, form: Any) -> None:
+    run = Run.open(make_config(tmp_path))
+    write_cache(run.embeddings.folder, IMAGES, 8, 2, 5, 12)
+    path = run.embeddings.folder / "00002.parquet"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(
+        UserError, match="00002.parquet: its content differs from its recorded sha256; nothing is exported"
+    ):
+        export_cache(run, tmp_path / "exports" / "out", form)
+    assert not (tmp_path / "exports").exists()
+
+
+def test_a_place_inside_a_file_is_named(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for inside in ("file/x", "file/x/y"):
+        with pytest.raises(UserError, match=r"--out: \S+/file is a file, so \S+ cannot be made in it"):
+            export_cache(run, tmp_path / inside, "npy")

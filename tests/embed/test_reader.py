@@ -15,7 +15,9 @@ from torch.utils.data import DataLoader
 from benchmarks.fake_cache import TEXT_PHASE, unit_vectors, write_cache, write_view
 from data.artifacts import Artifact
 from data.errors import UserError
+from embed.parts import Unit
 from embed.reader import EmbeddingReader, PairBatch, State
+from embed.rows import Rows
 from embed.stream import Batches, PairDataset
 
 DIM, IMAGES, CAPTIONS = 16, 60, 3
@@ -171,7 +173,33 @@ def test_a_stream_without_end_and_dropped_last_steps(reader: EmbeddingReader) ->
     stream = iter(reader.batches(50, 0, epochs=None))
     assert [len(next(stream).keys) for _ in range(8)] == [50, 50, 50, 30] * 2
     dropped = reader.batches(50, 0, epochs=2, drop_last=True)
-    assert [len(b.keys) for b in dropped] == [50] * 6 and len(dropped) == 6 and dropped.state.epoch == 1
+    assert [len(b.keys) for b in dropped] == [50] * 6 and len(dropped) == 6
+    assert dropped.state == State(2, 0, reader.order_name(0))
+
+
+@pytest.mark.parametrize(("batch", "ranks"), [(50, 1), (60, 1), (48, 3)])  # 30 rows left over, none, and 36
+def test_resuming_after_any_step_gives_the_rest_where_last_steps_are_dropped(
+    reader: EmbeddingReader, batch: int, ranks: int
+) -> None:
+    for rank in range(ranks):
+        whole = list(reader.batches(batch, 2, epochs=3, rank=rank, ranks=ranks, drop_last=True))
+        steps = PAIRS // batch
+        assert len(whole) == 3 * steps
+        for i, behind in enumerate(whole[:-1], 1):
+            assert behind.state is not None and behind.state[:2] == (i // steps, i % steps * batch)
+            left = 3 - behind.state.epoch
+            rest = reader.batches(batch, 2, behind.state, left, rank, ranks, drop_last=True)
+            assert len(rest) == len(whole) - i
+            assert all(same(a, b) for a, b in zip(rest, whole[i:], strict=True))
+
+
+def test_a_start_with_no_step_left_is_the_next_epochs_beginning(reader: EmbeddingReader) -> None:
+    """As a state of another batch size can be: 20 rows are left, a step takes 50."""
+    stream = reader.batches(50, 0, State(3, 160), drop_last=True)
+    assert stream.state[:2] == (4, 0) and len(stream) == 3
+    assert pairs(stream) == pairs(reader.batches(50, 0, State(4), drop_last=True))
+    assert pairs(reader.batches(50, 0, State(3, PAIRS))) == pairs(reader.batches(50, 0, State(4)))
+    assert len(pairs(reader.batches(50, 0, State(3, 160)))) == 20
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -318,9 +346,12 @@ def test_only_a_window_is_in_memory(tmp_path: Path) -> None:
     assert 2 * max(sizes) * reader.parts.row_bytes <= 2000 * 152 // 6 and len(sizes) >= 10
     loaded = []
     load = reader.parts.load
-    reader.parts.load = lambda units, kinds, room: (
-        loaded.append(sum(u.kept for u in units)) or load(units, kinds, room=room)
-    )  # type: ignore[func-returns-value,method-assign]
+
+    def noted(units: Sequence[Unit], kinds: Any, room: Any) -> Rows:
+        loaded.append(sum(u.kept for u in units))
+        return load(units, kinds, room=room)
+
+    reader.parts.load = noted  # type: ignore[method-assign,assignment]
     stream = iter(reader.batches(20, 0))
     for i, batch in enumerate(stream, 1):
         assert len(batch.keys) == 20

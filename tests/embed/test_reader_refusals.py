@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,7 +12,7 @@ from benchmarks.fake_cache import unit_vectors, write_cache, write_view
 from data.artifacts import Artifact
 from data.errors import UserError
 from embed.mapped import OpenPart
-from embed.reader import EmbeddingReader
+from embed.reader import EmbeddingReader, State
 
 DIM, CAPTIONS = 16, 3
 SMALL = 4000  # bytes: nine rows a window
@@ -93,13 +94,18 @@ def test_a_view_that_lists_more_pairs_in_another_order_is_matched_by_key(cache: 
     assert list(zip(batch.keys, batch.caption_index.tolist(), strict=True)) == expected
 
 
-def test_another_clip_and_nothing_left_are_refused(cache: Artifact) -> None:
+def test_another_clip_and_nothing_left_are_refused(cache: Artifact, tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"was made with the CLIP fake/random .*not with the one in use \(111111111111\)"
     ):
         EmbeddingReader(cache, identity="1" * 64)
-    with pytest.raises(UserError, match="no pair of the split 'nosuch' is left"):
-        EmbeddingReader(cache, split="nosuch")
+    there_are = r"is left in .*, whose splits are test \(36 pairs\), train \(108 pairs\), val \(36 pairs\)"
+    for view in (None, write_view(tmp_path / "view", cache, 7)):
+        with pytest.raises(UserError, match=rf"no pair of the split 'trian' {there_are}$"):
+            EmbeddingReader(cache, view, split="trian")
+    only_image_0 = write_view(tmp_path / "narrow", cache, 60)
+    with pytest.raises(UserError, match=rf"no pair of the split 'val' {there_are}; a larger \[dataset.split\] val or"):
+        EmbeddingReader(cache, only_image_0, "val")
 
 
 def test_a_part_cut_short_while_it_is_read_is_named(cache: Artifact, tmp_path: Path) -> None:
@@ -111,3 +117,59 @@ def test_a_part_cut_short_while_it_is_read_is_named(cache: Artifact, tmp_path: P
         file.truncate(4)
     with pytest.raises(UserError, match="00002.parquet ends before its data: it was cut"):
         part._read(100, memoryview(bytearray(64)))
+
+
+@pytest.mark.parametrize("limit", [SMALL, 10**9])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch": 10_000, "epochs": None, "drop_last": True}, "a batch of 10,000 is larger than the 180 pairs read"),
+        ({"batch": 0}, "batch is 0; a batch has at least 1 row"),
+        ({"epochs": 0}, "epochs is 0; at least 1"),
+        ({"rank": 2, "ranks": 2}, "rank is 2 of 2 ranks"),
+        ({"start": State(0, -5)}, r"State\(0, -5\) is no place in this stream: .*position 0 to 180"),
+        ({"start": State(0, 181)}, r"State\(0, 181\) is no place"),
+        ({"start": State(-1, 0)}, r"State\(-1, 0\) is no place"),
+    ],
+)
+def test_settings_that_give_no_stream_are_refused(
+    cache: Artifact, limit: int, settings: dict[str, Any], message: str
+) -> None:
+    reader = EmbeddingReader(cache, memory_limit=limit)
+    with pytest.raises(UserError, match=message):
+        reader.batches(**{"batch": 10, "seed": 0} | settings)
+
+
+def test_a_stream_without_end_has_no_length(cache: Artifact) -> None:
+    with pytest.raises(TypeError, match="without end"):
+        len(EmbeddingReader(cache).batches(10, 0, epochs=None))
+
+
+@pytest.mark.parametrize("limit", [SMALL, 10**9])
+def test_vectors_are_named_by_one_name_or_several_and_no_others(cache: Artifact, limit: int) -> None:
+    one: Any = EmbeddingReader(cache, vectors="image", memory_limit=limit)
+    assert one.vectors == ("image",) and one.fetch([0]).image_embedding.shape == (1, DIM)
+    for wrong in ("images", ("image", "txt"), ["image_embedding"], ""):
+        with pytest.raises(UserError, match="vectors: there is no '.*'; a cache has 'image' and 'text'"):
+            EmbeddingReader(cache, vectors=wrong, memory_limit=limit)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="opened without text vectors; add 'text' to `vectors`"):
+        list(one.scan("text"))
+    with pytest.raises(UserError, match="opened without image vectors"):
+        EmbeddingReader(cache, vectors="text", memory_limit=limit).images()
+    with pytest.raises(UserError, match="there is no 'picture'"):
+        list(one.scan("picture"))
+
+
+@pytest.mark.parametrize("limit", [SMALL, 10**9])
+def test_rows_keys_and_columns_that_there_are_not_are_named(cache: Artifact, limit: int) -> None:
+    reader = EmbeddingReader(cache, memory_limit=limit)
+    for row in (-1, 180):
+        for ask in (reader.fetch, reader.captions):
+            with pytest.raises(UserError, match=f"there is no row {row}; .* from 0 to 179"):
+                ask([0, row])
+    with pytest.raises(UserError, match="has no column 'nope'; its columns are key, caption_index, uid, caption, "):
+        reader.column("nope", [0])
+    with pytest.raises(UserError, match="2 keys but 1 caption numbers"):
+        reader.find(reader.keys[:2].tolist(), [0])
+    with pytest.raises(UserError, match=r"^\('000000000', 9\) is not among"):
+        reader.find(reader.keys[:1], np.array([9]))  # type: ignore[arg-type]

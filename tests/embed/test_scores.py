@@ -69,3 +69,14 @@ def test_a_cache_that_grew_is_scored_again(tmp_path: Path) -> None:
     log = (run.logs / "scores-similarity.jsonl").read_text()
     assert log.count('"part": "00000"') == 1 and log.count('"part": "00003"') == 1
     assert np.isfinite(pq.read_table(semantic.folder / "00003.parquet")["similarity"].to_numpy()).all()
+
+
+def test_a_part_that_is_missing_or_cut_is_told_as_readers_tell_it(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    path = run.embeddings.folder / "00002.parquet"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"00002.parquet has \d+ bytes, the manifest records \d+: it was cut"):
+        build_scores(run, InProcess())
+    path.unlink()
+    with pytest.raises(UserError, match="00002.parquet is missing although the manifest lists it"):
+        build_scores(run, InProcess())

@@ -16,7 +16,7 @@ from data.filters.settings import ViewsSettings
 from data.run import Run
 from embed.neighbours import Copies, ExactSearch, IndexSearch, Vectors, find_copies
 from embed.scores import build_scores
-from tests.conftest import make_config
+from tests.conftest import make_config, tree_bytes
 
 DIM, THRESHOLD = 32, 0.95
 
@@ -177,3 +177,15 @@ def test_an_index_without_faiss_names_the_extra(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(UserError, match=r"need faiss: pip install 'unclip-toolkit\[scale\]'"):
         build_scores(run, InProcess())
     assert unit_vectors(np.array([5]), DIM).tobytes() == unit_vectors(np.array([PERIOD + 5]), DIM).tobytes()
+
+
+@pytest.mark.parametrize("name", ["images.json", "00001.parquet"])
+def test_a_file_that_is_lost_or_cut_is_made_again(tmp_path: Path, name: str) -> None:
+    run = make_run(tmp_path, TWINS, threshold=0.999)
+    build_scores(run, InProcess())
+    folder = run.scores("semantic").folder
+    before = tree_bytes(folder)
+    for damage in (Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-1])):
+        damage(folder / name)
+        build_scores(run, InProcess())
+        assert tree_bytes(folder) == before and not list(run.scratch.glob("semantic-*"))

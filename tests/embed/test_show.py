@@ -62,7 +62,7 @@ def test_what_cannot_be_looked_for_is_one_line(cache: Run, made_run: Run, tmp_pa
         key_query(cache, "nosuch")
     with pytest.raises(UserError, match="the query has 3 components, the cache 8"):
         nearest(cache, Query("q", np.zeros(3, np.float32)), 3)
-    with pytest.raises(UserError, match="no image is left in view .none. and split nosuch"):
+    with pytest.raises(UserError, match="no pair of the split 'nosuch' is left in .*, whose splits are test "):
         nearest(cache, Query("q", np.zeros(8, np.float32)), 3, None, "nosuch")
     with pytest.raises(UserError, match="--image: there is no file .*nothing.png"):
         image_query(clip, tmp_path / "nothing.png")
