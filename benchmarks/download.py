@@ -32,13 +32,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from benchmarks import SHARED
 from benchmarks.download_measure import Cost, Server, cost_of, serving
 from benchmarks.download_tools import PROCESSES, THREADS
 from data.artifacts import Artifact
 from data.fetch.resize import resize_image
 from data.fetch.settings import ImageSettings
 
-PHOTOS = Path(__file__).parents[2] / "shared" / "data" / "photos" / "images"
+PHOTOS = SHARED / "photos" / "images"
 SIDES = (384, 640, 1920)
 SHARDS = 10  # img2dataset replaces a process after five shards
 IMAGES, QUICK_IMAGES = 5000, 1000

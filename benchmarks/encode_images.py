@@ -28,6 +28,7 @@ from PIL import Image
 from torch.nn.functional import normalize
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks import SHARED
 from data.config import parse_config
 from data.run import Run
 from data.shards import Sample, ShardWriter
@@ -35,7 +36,7 @@ from embed.clip import Clip, load_clip
 from embed.images import Preprocess, StoredImage, encode_shard_images, index_shard
 from embed.lanes import Lanes
 
-PHOTOS = Path("/work/shared/data/photos/images")
+PHOTOS = SHARED / "photos" / "images"
 IMAGES, QUICK_IMAGES, REPETITIONS = 256, 128, 3
 BATCH, CORES = 64, 2
 CPU = torch.device("cpu")

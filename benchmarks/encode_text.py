@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from benchmarks import SHARED
 from data.config import parse_config
 from data.run import Run
 from embed.clip import Clip, encode_captions, load_clip
 
-CAPTIONS = Path(__file__).parents[2] / "shared/data/prompts/coco_captions_val2017.json"
+CAPTIONS = SHARED / "prompts" / "coco_captions_val2017.json"
 MODEL, SEED = "ViT-B-32", 0
 
 

@@ -107,7 +107,7 @@ def status(config: Config, arguments: argparse.Namespace) -> None:
     from data.reports.status import next_command, run_notes, run_status
 
     run = Run(config)
-    statuses = run_status(run, frozenset() if config_trains_clip(config) else frozenset({"clip"}))
+    statuses = run_status(run)
     for line in statuses:
         print(f"{line.name:<20}{line.state:<12}{line.detail}")
     for note in run_notes(run):
@@ -115,10 +115,6 @@ def status(config: Config, arguments: argparse.Namespace) -> None:
     command = next_command(statuses)
     other = next((f" RUN={run.folder.name}" for text in arguments.overrides if text.startswith("run.name=")), "")
     print(f"next: {command} CONFIG={config.source}{other}" if command else "everything is complete")
-
-
-def config_trains_clip(config: Config) -> bool:
-    return config.to_dict().get("clip", {}).get("source") == "run"
 
 
 def funnel(config: Config, arguments: argparse.Namespace) -> None:

@@ -129,7 +129,7 @@ class View(Artifact):
     @cached_property
     def stale(self) -> str:
         """Why the view is not what it was made from, or as the config says; empty when it is."""
-        from data.reports.status import stale
+        from data.staleness import stale
 
         return stale(self.run, f"views/{self.name}", self)
 

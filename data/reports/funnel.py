@@ -10,9 +10,9 @@ from data.artifacts import Artifact
 from data.ledger import check_counts, dropped_counts
 from data.plan import read_frozen, retry_path
 from data.reports.finished import FinishedShards, finished_dataset
-from data.reports.status import stale
 from data.reports.text import printable
 from data.run import Run
+from data.staleness import stale
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -43,7 +43,10 @@ class Web:
         self.thread.start()
         self.address = f"127.0.0.1:{self.server.server_port}"
 
-    def close(self) -> None:
+    def __enter__(self) -> "Web":
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self.server.shutdown()
         self.server.server_close()
         self.thread.join()

@@ -2,18 +2,18 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
+from benchmarks import SHARED
 from data.errors import UserError
 from data.filters import captions
 from data.filters.boilerplate import BOILERPLATE, boilerplate_kind
 from data.filters.captions import caption_columns, caption_hash, detector, detector_facts
 
-WEB = Path("/work/shared/data/prompts/img2dataset_test_1000.parquet")
+WEB = SHARED / "prompts" / "img2dataset_test_1000.parquet"
 
 
 def one(text: str) -> dict[str, Any]:

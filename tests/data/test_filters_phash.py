@@ -1,17 +1,16 @@
 """Perceptual hashes: imagehash's own bits, and an index that finds exactly what comparing everything with everything finds."""
 
-from pathlib import Path
-
 import imagehash
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from benchmarks import SHARED
 from data.filters.phash import _masks, near_any, near_pairs, near_pairs_between, phash64
 from tests.data.made_dataset import photo
 
-PHOTOS = Path("/work/shared/data/photos/images")
+PHOTOS = SHARED / "photos" / "images"
 
 
 def planted(n: int, distance: int, seed: int = 0) -> NDArray[np.uint64]:

@@ -34,9 +34,8 @@ ARTIFACTS = ("dataset", "scores/basic", "scores/duplicates", "views/base", "embe
 
 @pytest.fixture(scope="module")
 def web() -> Iterator[Web]:
-    server = Web()
-    yield server
-    server.close()
+    with Web() as server:
+        yield server
 
 
 def write_config(folder: Path, web: Web) -> Path:

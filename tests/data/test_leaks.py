@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks import SHARED
 from data.errors import UserError
 from data.executors import InProcess
 from data.filters.basic import build_basic_scores
@@ -18,7 +19,7 @@ from data.views import build_base_view, build_train_view
 from tests.conftest import make_config
 from tests.data.made_dataset import Stored, encoded, make_dataset, photo
 
-PHOTOS = Path("/work/shared/data/photos/images")
+PHOTOS = SHARED / "photos" / "images"
 
 
 def key(number: int) -> str:

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +25,6 @@ from tests.conftest import exit_code_with_fault, make_config, tree_bytes
 from tests.data.fake_web import Web, picture
 
 pytestmark = pytest.mark.timeout(60)
-
-
-@pytest.fixture
-def web() -> Iterator[Web]:
-    server = Web()
-    yield server
-    server.close()
 
 
 def config(folder: Path, web: Web, rows: int = 10, name: str = "t", **more: Any) -> Any:

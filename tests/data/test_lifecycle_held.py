@@ -2,7 +2,7 @@
 
 import hashlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -24,13 +24,6 @@ from tests.data.fake_web import Web, picture
 
 pytestmark = pytest.mark.timeout(60)
 FAILING, COPY = "000000003", "000000006"
-
-
-@pytest.fixture
-def web() -> Iterator[Web]:
-    server = Web()
-    yield server
-    server.close()
 
 
 def open_run(folder: Path, web: Web, names: list[str] | None = None) -> Run:

@@ -9,16 +9,14 @@ import pytest
 from data.__main__ import COMMANDS
 from data.artifacts import PartSpec
 from data.cli import front_door
-from data.dataset import build_dataset
 from data.errors import UserError
 from data.executors import InProcess
-from data.filters.basic import build_basic_scores
-from data.filters.duplicates import build_duplicates
 from data.reports.status import run_status
 from data.run import Run
 from data.runner import Stage, run_stage
 from data.views import build_base_view, build_train_view
 from tests.conftest import exit_code_with_fault, make_config, tree_bytes
+from tests.data.test_lifecycle_removal import make
 
 RULE = {"scores": "basic", "column": "caption_words", "max": 7}
 
@@ -29,13 +27,7 @@ def open_run(folder: Path, base: int = 1, **train: Any) -> Run:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    run = open_run(tmp_path)
-    build_dataset(run, InProcess())
-    build_basic_scores(run, InProcess())
-    build_duplicates(run)
-    build_base_view(run)
-    build_train_view(run)
-    return run
+    return make(open_run(tmp_path))
 
 
 def states(run: Run) -> dict[str, str]:

@@ -1,7 +1,6 @@
 """Reports while a run is not finished or not up to date, and what the dataset card names."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +24,6 @@ from tests.data.test_lifecycle import config as web_config
 from tests.data.test_sources_coco import annotations
 
 pytestmark = pytest.mark.timeout(60)
-
-
-@pytest.fixture
-def web() -> Iterator[Web]:
-    server = Web()
-    yield server
-    server.close()
 
 
 class Door:

@@ -2,12 +2,12 @@
 
 import io
 import os
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks import SHARED
 from data.fetch.reasons import Reason
 from data.fetch.resize import resize_image
 from data.fetch.settings import ImageSettings
@@ -15,7 +15,7 @@ from tests.data.made_images import encode, noise, pixels
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 AS_IS = ImageSettings(mode="no", format="png")
-PHOTOS = Path(__file__).parents[2].parent / "shared" / "data" / "photos" / "images"
+PHOTOS = SHARED / "photos" / "images"
 END = b"\xff\xd9"
 
 

@@ -3,13 +3,13 @@
 import csv
 import io
 import zlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageOps
 
+from benchmarks import SHARED
 from data.fetch.reasons import Reason
 from data.fetch.resize import resize_image
 from data.fetch.settings import ImageSettings
@@ -18,7 +18,7 @@ from tests.data.made_images import encode, noise, pixels
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 AS_IS = ImageSettings(mode="no", format="png")
 MAGENTA = ImageSettings(mode="no", format="png", background=(255, 0, 255))
-ODD = Path(__file__).parents[2].parent / "shared" / "data" / "odd_images"
+ODD = SHARED / "odd_images"
 
 
 def decoded(content: bytes, settings: ImageSettings = AS_IS) -> np.ndarray:

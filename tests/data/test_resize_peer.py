@@ -6,18 +6,18 @@ stored as RGB (equal pixels), orientation is applied, and what it gets wrong (16
 
 import io
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks import SHARED
 from data.fetch.resize import resize_image
 from data.fetch.settings import ImageSettings
 from tests.data.made_images import encode, noise, pixels
 
-PHOTOS = Path(__file__).parents[2].parent / "shared" / "data" / "photos" / "images"
+PHOTOS = SHARED / "photos" / "images"
 SHAPES = [
     (1, 1),
     (1, 40),

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks import SHARED
 from data.errors import UserError
 from data.fetch.settings import FetchSettings
 from data.sources.candidates import Candidate
@@ -13,7 +14,7 @@ from data.sources.coco import CocoSource
 from data.sources.settings import CocoSettings
 from data.sources.source import fetcher_for
 
-REAL = Path("/work/shared/data/prompts/coco_captions_val2017.json")
+REAL = SHARED / "prompts" / "coco_captions_val2017.json"
 
 
 def annotations(path: Path, ids: list[int], texts: list[tuple[int, int, Any]], **more: Any) -> Path:

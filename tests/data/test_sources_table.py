@@ -11,12 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from benchmarks import SHARED
 from data.errors import UserError
 from data.sources.candidates import Candidate
 from data.sources.settings import TableSettings
 from data.sources.table import TableSource, group_equal
 
-REAL = Path("/work/shared/data/prompts/img2dataset_test_1000.parquet")
+REAL = SHARED / "prompts" / "img2dataset_test_1000.parquet"
 ROWS = [
     {"url": "http://h/a.jpg", "caption": "one, with a comma"},
     {"url": "http://h/b.jpg", "caption": 'two "quoted"\nlines\tand a tab'},

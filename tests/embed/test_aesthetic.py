@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
+from benchmarks import SHARED
 from benchmarks.fake_cache import unit_vectors, write_cache
 from data.config import parse_config
 from data.errors import UserError
@@ -19,7 +20,7 @@ from embed.aesthetic import load_head
 from embed.scores import build_scores
 from tests.conftest import make_config
 
-HEADS = Path("/work/shared/data/aesthetic_heads")
+HEADS = SHARED / "aesthetic_heads"
 needs_heads = pytest.mark.skipif(not HEADS.is_dir(), reason=f"LAION's heads are not in {HEADS}")
 
 

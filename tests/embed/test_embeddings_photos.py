@@ -2,7 +2,6 @@
 
 import csv
 import shutil
-from pathlib import Path
 
 import numpy as np
 import open_clip
@@ -11,6 +10,7 @@ import torch
 from PIL import Image
 from torch.nn.functional import normalize
 
+from benchmarks import SHARED
 from data.artifacts import read_json
 from data.config import parse_config
 from data.dataset import build_dataset
@@ -23,7 +23,7 @@ from embed.reader import EmbeddingReader
 from embed.show import key_query, nearest
 from embed.verify import verify_cache
 
-PHOTOS = Path("/work/shared/data/photos")
+PHOTOS = SHARED / "photos"
 N = 12
 
 pytestmark = pytest.mark.skipif(not PHOTOS.is_dir(), reason="the shared photographs are not here")

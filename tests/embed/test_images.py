@@ -17,6 +17,7 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch.nn.functional import normalize
 
+from benchmarks import SHARED
 from data.errors import UserError
 from data.settings import ClusterSettings
 from data.shards import Sample, ShardWriter
@@ -28,8 +29,7 @@ from embed.settings import EmbeddingsSettings
 from tests.conftest import save_tiny_clip
 
 CPU = torch.device("cpu")
-PHOTOS = Path(__file__).parents[2].parent / "shared" / "data" / "photos" / "images"
-PHOTOS = PHOTOS if PHOTOS.is_dir() else Path("/work/shared/data/photos/images")
+PHOTOS = SHARED / "photos" / "images"
 SIZES = ((50, 40), (41, 97), (32, 32), (7, 5), (200, 33), (33, 64))
 
 

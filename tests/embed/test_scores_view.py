@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from data.errors import UserError
 from data.executors import InProcess
+from data.reports.status import run_status
 from data.run import Run
 from data.views import build_base_view, build_train_view
 from embed.reader import EmbeddingReader
@@ -140,3 +141,26 @@ def test_a_rule_on_scores_that_nothing_makes_names_the_setting(made_run: Run, tm
     with pytest.raises(UserError, match=rf"rule of \[views.train\] reads scores/{name}, .*\[embeddings.{name}\]"):
         build_scores(run, InProcess())
     assert not run.scores("similarity").folder.exists()
+
+
+def test_status_knows_every_score_that_the_config_asks_for(
+    made_run: Run, facts: dict[str, Any], tmp_path: Path
+) -> None:
+    torch.save({"weight": torch.from_numpy(facts["weight"])[None], "bias": torch.tensor([5.0])}, tmp_path / "head.pth")
+    scores = {"aesthetic": {"head": str(tmp_path / "head.pth")}, "semantic": {"threshold": facts["near"]}}
+    plain = run_with(tmp_path, made_run)
+    assert not {"clip", "scores/aesthetic", "scores/semantic"} & {s.name for s in run_status(plain)}
+
+    def states(run: Run) -> dict[str, str]:
+        return {s.name.removeprefix("scores/"): s.state for s in run_status(run)}
+
+    run = run_with(tmp_path, made_run, embeddings=scores)
+    build_base_view(run)
+    assert (states(run)["aesthetic"], states(run)["semantic"]) == ("missing", "missing")
+    build_scores(run, InProcess())
+    assert (states(run)["aesthetic"], states(run)["semantic"]) == ("complete", "complete")
+    narrower = run_with(tmp_path, made_run, embeddings=scores, views={"base": {"min_caption_words": 9}})
+    build_base_view(narrower)  # its images are other ones to compare; what the head says of each stays
+    assert (states(narrower)["aesthetic"], states(narrower)["semantic"]) == ("complete", "stale")
+    build_scores(narrower, InProcess())
+    assert states(narrower)["semantic"] == "complete"
