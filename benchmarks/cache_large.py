@@ -18,8 +18,8 @@ import torch
 
 from benchmarks.cache_read import BATCH, MIB, child, status_mib
 from benchmarks.fake_cache import write_cache, write_view
-from data.artifacts import Artifact
-from embed.reader import EmbeddingReader
+from data.pipeline.artifacts import Artifact
+from embed.reading.reader import EmbeddingReader
 
 DIM, PART, LIMIT = 64, 10_000, 64 * MIB
 ROW_BYTES = 600  # on disk

@@ -25,8 +25,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.fake_cache import write_cache
-from data.artifacts import Artifact
-from embed.reader import EmbeddingReader
+from data.pipeline.artifacts import Artifact
+from embed.reading.reader import EmbeddingReader
 
 BATCH, PART = 1024, 10_000
 MIB = 2**20

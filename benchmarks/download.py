@@ -1,4 +1,4 @@
-"""Downloading photographs: ours (`data.dataset`, two Dask workers) beside img2dataset's own `download()`, equal settings and pixels.
+"""Downloading photographs: ours (`data.dataset.build`, two Dask workers) beside img2dataset's own `download()`, equal settings and pixels.
 
 The primary figure is CPU seconds for 1,000 images: user and system time of the tool's whole process tree, the server's excluded.
 Start-up (imports, cluster, pool, plan) is excluded: a process counts once its download threads run, until the output is complete.
@@ -35,9 +35,9 @@ from PIL import Image
 from benchmarks import SHARED
 from benchmarks.download_measure import Cost, Server, cost_of, serving
 from benchmarks.download_tools import PROCESSES, THREADS
-from data.artifacts import Artifact
-from data.fetch.resize import resize_image
-from data.fetch.settings import ImageSettings
+from data.images.resize import resize_image
+from data.images.settings import ImageSettings
+from data.pipeline.artifacts import Artifact
 
 PHOTOS = SHARED / "photos" / "images"
 SIDES = (384, 640, 1920)

@@ -38,11 +38,11 @@ def config_of(table: Path, folder: Path, per_shard: int) -> dict[str, Any]:
 
 
 def run_ours(table: Path, folder: Path, per_shard: int) -> None:
-    from data.config import parse_config
-    from data.dataset import build_dataset
-    from data.executors import open_executor
-    from data.run import Run
-    from data.settings import ClusterSettings
+    from data.dataset.build import build_dataset
+    from data.pipeline.config import parse_config
+    from data.pipeline.executors import open_executor
+    from data.pipeline.run import Run
+    from data.pipeline.settings import ClusterSettings
 
     run = Run.open(parse_config(config_of(table, folder, per_shard), "benchmark"))
     with open_executor(run.config[ClusterSettings], run.scratch / "dask") as executor:

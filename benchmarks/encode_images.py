@@ -1,7 +1,7 @@
 """Images from a shard's JPEG bytes to CLIP vectors on 2 cores, random-weight ViT-B-32: images per second.
 
-Ours: `embed.images.encode_shard_images`, two lanes of one thread in one process (what `workers = 0` gives), and the default of users,
-two worker processes of one lane each, a shard each. Peer: the plain loop, a DataLoader with 0, 1 and 2 workers, open_clip's
+Ours: `embed.encoding.images.encode_shard_images`, two lanes of one thread in one process (what `workers = 0` gives),
+and the default of users, two worker processes of one lane each, a shard each. Peer: the plain loop, a DataLoader with 0, 1 and 2 workers, open_clip's
 preprocessing, batch 64, fp32, the model on both cores; the fastest of the three counts. Beside them the bare encoder: the same
 batches as ready pixels, the faster of two lanes and two threads. All are run in turn, several times; medians.
 Ours in fp32 must give the peer's vectors; the error of bf16 is told.
@@ -29,12 +29,12 @@ from torch.nn.functional import normalize
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks import SHARED
-from data.config import parse_config
-from data.run import Run
-from data.shards import Sample, ShardWriter
-from embed.clip import Clip, load_clip
-from embed.images import Preprocess, StoredImage, encode_shard_images, index_shard
-from embed.lanes import Lanes
+from data.dataset.shards import Sample, ShardWriter
+from data.pipeline.config import parse_config
+from data.pipeline.run import Run
+from embed.clip.model import Clip, load_clip
+from embed.encoding.images import Preprocess, StoredImage, encode_shard_images, index_shard
+from embed.encoding.threads import Lanes
 
 PHOTOS = SHARED / "photos" / "images"
 IMAGES, QUICK_IMAGES, REPETITIONS = 256, 128, 3

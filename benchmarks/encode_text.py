@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from benchmarks import SHARED
-from data.config import parse_config
-from data.run import Run
-from embed.clip import Clip, encode_captions, load_clip
+from data.pipeline.config import parse_config
+from data.pipeline.run import Run
+from embed.clip.model import Clip, encode_captions, load_clip
 
 CAPTIONS = SHARED / "prompts" / "coco_captions_val2017.json"
 MODEL, SEED = "ViT-B-32", 0

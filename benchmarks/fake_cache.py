@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from data.artifacts import Artifact, PartSpec, fingerprint
-from data.executors import InProcess
-from data.runner import Stage, run_stage
-from embed.cache import CacheFormat, fixed_binary, write_part
+from data.pipeline.artifacts import Artifact, PartSpec, fingerprint
+from data.pipeline.executors import InProcess
+from data.pipeline.runner import Stage, run_stage
+from embed.format import CacheFormat, fixed_binary, write_part
 
 SPLITS = ("train", "train", "train", "val", "test")  # of image i: number i modulo 5
 TEXT_PHASE = 0.5

@@ -124,8 +124,8 @@ def measured(who: str, table: Path, folder: Path) -> dict[str, float]:
 
 
 def plan_ours(table: Path, folder: Path) -> dict[str, float]:
-    from data.plan import freeze_plan
-    from data.settings import DatasetSettings
+    from data.dataset.plan import freeze_plan
+    from data.dataset.settings import DatasetSettings
     from data.sources.settings import TableSettings
     from data.sources.source import open_source
 

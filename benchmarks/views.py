@@ -24,19 +24,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data.artifacts import PartSpec
-from data.config import load_config
-from data.executors import InProcess
-from data.filters.basic import BASIC_SCHEMA, basic_inputs
-from data.filters.captions import caption_hash
-from data.filters.duplicates import build_duplicates
-from data.filters.phash import near_pairs
-from data.filters.settings import BaseViewSettings, ViewsSettings
-from data.ledger import LEDGER_SCHEMA, ledger_path
-from data.plan import PLAN_SCHEMA, PlanWriter, plan_digest, read_plan
-from data.run import Run
-from data.runner import Stage, run_stage
-from data.views import VIEW_SCHEMA
+from data.dataset.ledger import LEDGER_SCHEMA, ledger_path
+from data.dataset.plan import PLAN_SCHEMA, PlanWriter, plan_digest, read_plan
+from data.images.phash import near_pairs
+from data.pipeline.artifacts import PartSpec
+from data.pipeline.config import load_config
+from data.pipeline.executors import InProcess
+from data.pipeline.run import Run
+from data.pipeline.runner import Stage, run_stage
+from data.scores.basic import BASIC_SCHEMA, basic_inputs
+from data.scores.captions import caption_hash
+from data.scores.duplicates import build_duplicates
+from data.views.reading import VIEW_SCHEMA
+from data.views.settings import BaseViewSettings, ViewsSettings
 
 PARTS, QUICK_PARTS, PER_PART = 100, 10, 10_000
 WORDS = (

@@ -5,8 +5,8 @@ import os
 import sys
 from pathlib import Path
 
-from data.cli import Command, front_door
-from data.config import Config
+from data.pipeline.cli import Command, front_door
+from data.pipeline.config import Config
 
 ROOT = Path(__file__).resolve().parent.parent
 # A page for raters shows no menu, no stack trace, and reports to nobody.
@@ -19,15 +19,15 @@ FLAGS = (
 
 
 def rate(config: Config, arguments: argparse.Namespace) -> None:
-    from data.run import Run
-    from humaneval.study import Study
+    from data.pipeline.run import Run
+    from humaneval.study.study import Study
 
     Study.of(Run(config))  # a missing study is said here, before a server starts
     serve("rate.py", arguments)
 
 
 def results(config: Config, arguments: argparse.Namespace) -> None:
-    from data.run import Run
+    from data.pipeline.run import Run
     from humaneval.results import read_results
 
     read_results(Run(config))

@@ -3,7 +3,7 @@
 import streamlit as st
 
 from dashboards.opening import errors_as_one_line, open_run
-from dashboards.preference import preference_page
+from dashboards.screens.preference import preference_page
 
 
 def preference() -> None:

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 import streamlit as st
 
-from data.config import load_config
-from data.errors import ToolkitError, UserError
-from data.run import Run
+from data.pipeline.config import load_config
+from data.pipeline.errors import ToolkitError, UserError
+from data.pipeline.run import Run
 
 
 def open_run() -> Run:

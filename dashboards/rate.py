@@ -3,7 +3,7 @@
 import streamlit as st
 
 from dashboards.opening import errors_as_one_line, open_run
-from dashboards.rating import rating_page
+from dashboards.screens.rating import rating_page
 
 st.set_page_config(page_title="Compare images", layout="wide")
 with errors_as_one_line():

@@ -5,20 +5,21 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data.cli import Command, front_door
-from data.config import Config
-from data.errors import StageFailed
-from data.run import Run
-from data.settings import ClusterSettings, DatasetSettings
+from data.dataset.settings import DatasetSettings
+from data.pipeline.cli import Command, front_door
+from data.pipeline.config import Config
+from data.pipeline.errors import StageFailed
+from data.pipeline.run import Run
+from data.pipeline.settings import ClusterSettings
 
 if TYPE_CHECKING:
-    from data.artifacts import Artifact
+    from data.pipeline.artifacts import Artifact
 
 
 def build(config: Config, _: argparse.Namespace) -> None:
-    from data.dataset import build_dataset, require_stored
-    from data.executors import open_executor
-    from data.upkeep.reshard import describe, is_resharded, require_written
+    from data.dataset.build import build_dataset, require_stored
+    from data.dataset.origin import describe, is_resharded, require_written
+    from data.pipeline.executors import open_executor
 
     run = Run.open(config)
     if is_resharded(run.dataset):
@@ -37,7 +38,7 @@ def _print_stored(artifact: "Artifact") -> None:
 
 
 def retry_failed(config: Config, arguments: argparse.Namespace) -> None:
-    from data.executors import open_executor
+    from data.pipeline.executors import open_executor
     from data.upkeep.retry import reasons_to_retry, retry
 
     run = Run.open(config)
@@ -49,9 +50,9 @@ def retry_failed(config: Config, arguments: argparse.Namespace) -> None:
 
 
 def scores(config: Config, _: argparse.Namespace) -> None:
-    from data.executors import open_executor
-    from data.filters.basic import build_basic_scores
-    from data.filters.duplicates import build_duplicates
+    from data.pipeline.executors import open_executor
+    from data.scores.basic import build_basic_scores
+    from data.scores.duplicates import build_duplicates
 
     run = Run.open(config)
     with open_executor(config[ClusterSettings], run.scratch) as executor:
@@ -61,7 +62,7 @@ def scores(config: Config, _: argparse.Namespace) -> None:
 
 
 def view(config: Config, arguments: argparse.Namespace) -> None:
-    from data.views import build_base_view, build_train_view
+    from data.views.build import build_base_view, build_train_view
 
     run = Run.open(config)
     artifact = build_base_view(run) if arguments.name == "base" else build_train_view(run)
@@ -75,12 +76,12 @@ def view(config: Config, arguments: argparse.Namespace) -> None:
 
 def verify(config: Config, arguments: argparse.Namespace) -> None:
     """Every complete artifact of the run against its recorded sizes and sha256."""
-    from data.artifacts import Artifact
+    from data.pipeline.artifacts import Artifact
 
     run = Run(config)
     run.dataset.require("make dataset")
     if arguments.leaks:
-        from data.filters.leaks import verify_leaks
+        from data.upkeep.leaks import verify_leaks
 
         report = verify_leaks(run)
         print(report.text())
@@ -120,7 +121,7 @@ def status(config: Config, arguments: argparse.Namespace) -> None:
 def funnel(config: Config, arguments: argparse.Namespace) -> None:
     import io
 
-    from data.artifacts import publish_bytes
+    from data.pipeline.artifacts import publish_bytes
     from data.reports.funnel import draw_funnel, funnel_notes, funnel_rows, funnel_text, shards_text
 
     run = Run(config)
@@ -156,8 +157,8 @@ def show(config: Config, arguments: argparse.Namespace) -> None:
 
 
 def remove(config: Config, arguments: argparse.Namespace) -> None:
-    from data.upkeep.removal import read_entries, resolve
     from data.upkeep.remove import remove as apply
+    from data.views.removal import read_entries, resolve
 
     run = Run.open(config)
     found = resolve(run, read_entries(Path(arguments.list)), config[DatasetSettings].exclude.phash_distance)
@@ -166,7 +167,7 @@ def remove(config: Config, arguments: argparse.Namespace) -> None:
 
 
 def reshard(config: Config, arguments: argparse.Namespace) -> None:
-    from data.executors import open_executor
+    from data.pipeline.executors import open_executor
     from data.upkeep.reshard import reshard as write
 
     run = Run.open(config)

@@ -6,18 +6,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from data.artifacts import read_json
-from data.cli import Command, front_door
-from data.config import Config
-from data.errors import StageFailed, UserError
-from data.run import Run
-from data.settings import ClusterSettings
+from data.pipeline.artifacts import read_json
+from data.pipeline.cli import Command, front_door
+from data.pipeline.config import Config
+from data.pipeline.errors import StageFailed, UserError
+from data.pipeline.run import Run
+from data.pipeline.settings import ClusterSettings
 
 
 def build(config: Config, _: argparse.Namespace) -> None:
-    from data.executors import open_executor
-    from embed.encoder import build_embeddings
-    from embed.lanes import gpus
+    from data.pipeline.executors import open_executor
+    from embed.encoding.devices import gpus
+    from embed.encoding.stage import build_embeddings
     from embed.settings import EmbeddingsSettings
 
     run = Run.open(config)
@@ -48,8 +48,8 @@ def _in_short(statistics: dict[str, Any]) -> str:
 
 
 def scores(config: Config, _: argparse.Namespace) -> None:
-    from data.executors import open_executor
-    from embed.scores import build_scores
+    from data.pipeline.executors import open_executor
+    from embed.scores.similarity import build_scores
 
     run = Run.open(config)
     run.embeddings.require("make embeddings")
@@ -80,7 +80,7 @@ def _verify_options(parser: argparse.ArgumentParser) -> None:
 
 def show(config: Config, arguments: argparse.Namespace) -> None:
     from embed import show as looking
-    from embed.encoder import cache_clip
+    from embed.encoding.stage import cache_clip
     from embed.export import require_place
 
     if arguments.n < 1:

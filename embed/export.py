@@ -18,12 +18,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.artifacts import fsync_path, publish_json, sha256_file
-from data.errors import UserError
-from data.run import Run
-from embed.cache import as_fixed_size_list
-from embed.mapped import OpenPart
-from embed.parts import CacheParts, Unit
+from data.pipeline.artifacts import fsync_path, publish_json, sha256_file
+from data.pipeline.errors import UserError
+from data.pipeline.run import Run
+from embed.format import as_fixed_size_list
+from embed.reading.mapped import OpenPart
+from embed.reading.parts import CacheParts, Unit
 
 Format = Literal["list", "npy"]
 DTypes = Literal["float16", "float32"]

@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from data.config import Section, Settings
+from data.pipeline.config import Section, Settings
 
 
 class ClipSettings(Section):

@@ -10,15 +10,15 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from data.artifacts import publish_bytes
-from data.errors import UserError
+from data.dataset.shards import ShardReader
+from data.pipeline.artifacts import publish_bytes
+from data.pipeline.errors import UserError
+from data.pipeline.run import Run
+from data.pipeline.terminal import printable
 from data.reports.show import Shown, contact_sheet, read_shown
-from data.reports.text import printable
-from data.run import Run
-from data.shards import ShardReader
-from embed.clip import Clip
-from embed.mapped import fixed_width
-from embed.parts import CacheParts
+from embed.clip.model import Clip
+from embed.reading.mapped import fixed_width
+from embed.reading.parts import CacheParts
 
 HEADER, MARGIN, PICTURE = 40, 12, 160  # pixels
 TITLE_CHARS = 160

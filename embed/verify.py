@@ -18,12 +18,12 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import normalize
 
-from data.errors import UserError
-from data.run import Run
-from embed.cache import NULL_PART, CacheFormat, as_matrix
-from embed.clip import Clip
-from embed.encoder import clip_scores, compared_clip, hash16, other_clip, probe_embeddings
-from embed.images import Preprocess, StoredImage, index_shard
+from data.pipeline.errors import UserError
+from data.pipeline.run import Run
+from embed.clip.model import Clip
+from embed.encoding.images import Preprocess, StoredImage, index_shard
+from embed.encoding.stage import clip_scores, compared_clip, hash16, other_clip, probe_embeddings
+from embed.format import NULL_PART, CacheFormat, as_matrix
 
 NORM_TOLERANCE = 1e-3  # float16 rounding of a unit vector moves its length by up to 6e-5
 SCORE_TOLERANCE = 1e-4

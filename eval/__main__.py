@@ -4,10 +4,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from data.cli import Command, front_door
-from data.config import Config
-from data.errors import UserError
-from data.run import Run
+from data.pipeline.cli import Command, front_door
+from data.pipeline.config import Config
+from data.pipeline.errors import UserError
+from data.pipeline.run import Run
 from eval.settings import EvalSettings
 
 
@@ -45,9 +45,9 @@ def sample(config: Config, arguments: argparse.Namespace) -> None:
         return
     if arguments.n < 1 or arguments.out.suffix != ".png":
         raise UserError(f"--n must be at least 1 and --out end in .png, got {arguments.n} and {arguments.out}")
-    from data.artifacts import publish_bytes
-    from eval.image_sets import write_png
-    from eval.sample import draw_caption
+    from data.pipeline.artifacts import publish_bytes
+    from eval.generate import draw_caption
+    from eval.images import write_png
     from eval.systems import open_system
 
     guidance = config[EvalSettings].grid_guidance if arguments.guidance is None else arguments.guidance
@@ -58,11 +58,11 @@ def sample(config: Config, arguments: argparse.Namespace) -> None:
 
 
 def _sample_all(run: Run) -> None:
+    from eval.generate import jobs, make_samples
     from eval.prompts import make_prompts
     from eval.real_images import RealImages
-    from eval.sample import jobs, make_samples
     from eval.systems import open_system
-    from training.sample import SYSTEMS
+    from training.systems import SYSTEMS
 
     settings = run.config[EvalSettings]
     systems = [open_system(run, name) for name in SYSTEMS]
@@ -75,14 +75,14 @@ def _sample_all(run: Run) -> None:
 
 
 def features(config: Config, arguments: argparse.Namespace) -> None:
-    from eval.evaluation import extract_all
+    from eval.protocols.run import extract_all
 
     for artifact in extract_all(Run.open(config)):
         print(f"wrote {artifact.folder}")
 
 
 def metrics(config: Config, arguments: argparse.Namespace) -> None:
-    from eval.evaluation import compute_metrics
+    from eval.protocols.run import compute_metrics
 
     print(f"wrote {compute_metrics(Run.open(config))}")
 
@@ -95,7 +95,7 @@ def sweep(config: Config, arguments: argparse.Namespace) -> None:
 
 
 def report(config: Config, arguments: argparse.Namespace) -> None:
-    from eval.report import write_report
+    from eval.report.build import write_report
 
     for path in write_report(Run.open(config)):
         print(f"wrote {path}")

@@ -14,11 +14,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.artifacts import Artifact, PartSpec
-from data.errors import UserError
-from data.executors import InProcess
-from data.run import Run
-from data.runner import Stage, run_stage
+from data.pipeline.artifacts import Artifact, PartSpec
+from data.pipeline.errors import UserError
+from data.pipeline.executors import InProcess
+from data.pipeline.run import Run
+from data.pipeline.runner import Stage, run_stage
 from eval.real_images import RealImages
 from eval.settings import PromptSetSettings
 

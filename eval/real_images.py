@@ -8,11 +8,11 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from data.artifacts import Artifact, fingerprint
-from data.progress import progress
-from data.shards import ShardReader
-from eval.image_sets import ImageSet
-from training.batches import reduce_image
+from data.dataset.shards import ShardReader
+from data.pipeline.artifacts import Artifact, fingerprint
+from data.pipeline.progress import progress
+from eval.images import ImageSet
+from training.loop.pixels import reduce_image
 
 HELD_OUT = ("test", "val")
 

@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data.artifacts import fingerprint
-from data.run import Run
+from data.pipeline.artifacts import fingerprint
+from data.pipeline.run import Run
 from eval.settings import EvalSettings
-from training.sample import SamplingOptions, TextToImage, load_system
+from training.systems import SamplingOptions, TextToImage, load_system
 
 MODELS = {"unclip": ("prior", "decoder"), "glide": ("glide",)}
 MEMORY_LIMIT = 256 * 2**20  # bytes of z_i kept

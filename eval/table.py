@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.artifacts import canonical_json, publish_bytes
-from data.errors import UserError
+from data.pipeline.artifacts import canonical_json, publish_bytes
+from data.pipeline.errors import UserError
 
 METRICS_SCHEMA = pa.schema(
     [

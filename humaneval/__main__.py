@@ -5,24 +5,24 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from data.cli import Command, front_door
-from data.config import Config
-from data.settings import ClusterSettings
+from data.pipeline.cli import Command, front_door
+from data.pipeline.config import Config
+from data.pipeline.settings import ClusterSettings
 from humaneval.settings import HumanevalSettings
 
 if TYPE_CHECKING:
-    from data.run import Run
-    from humaneval.store import Store
-    from humaneval.study import Study
+    from data.pipeline.run import Run
+    from humaneval.rating.store import Store
+    from humaneval.study.study import Study
 
 
 def build(config: Config, _: argparse.Namespace) -> None:
-    from data.artifacts import sha256_file
-    from data.executors import open_executor
-    from data.run import Run
-    from humaneval.build import build_study
-    from humaneval.database import database_url, people_have_rated
-    from humaneval.study import FOLDER, Study
+    from data.pipeline.artifacts import sha256_file
+    from data.pipeline.executors import open_executor
+    from data.pipeline.run import Run
+    from humaneval.rating.database import database_url, people_have_rated
+    from humaneval.study.build import build_study
+    from humaneval.study.study import FOLDER, Study
 
     run = Run.open(config)
     existing = run.folder / FOLDER / "study.json"
@@ -36,7 +36,7 @@ def build(config: Config, _: argparse.Namespace) -> None:
 
 
 def simulate(config: Config, _: argparse.Namespace) -> None:
-    from humaneval import simulate as simulation
+    from humaneval.rating import simulate as simulation
 
     run, study, store = _open(config)
     settings = config[HumanevalSettings].simulated
@@ -66,9 +66,9 @@ def results(config: Config, _: argparse.Namespace) -> None:
 
 
 def _open(config: Config) -> "tuple[Run, Study, Store]":
-    from data.run import Run
-    from humaneval.store import Store
-    from humaneval.study import Study
+    from data.pipeline.run import Run
+    from humaneval.rating.store import Store
+    from humaneval.study.study import Study
 
     run = Run.open(config)
     study = Study.of(run)

@@ -16,21 +16,21 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.artifacts import publish_bytes, publish_json, read_json
-from data.errors import UserError
-from data.run import Run
-from humaneval.simulate import DISCLAIMER
-from humaneval.statistics import (
+from data.pipeline.artifacts import publish_bytes, publish_json, read_json
+from data.pipeline.errors import UserError
+from data.pipeline.run import Run
+from humaneval.rating.simulate import DISCLAIMER
+from humaneval.rating.store import Rating
+from humaneval.statistics.clustered import two_way_clustered_interval
+from humaneval.statistics.rates import (
     TIE,
     normal_interval,
     three_way_shares,
-    two_way_clustered_interval,
     wilson_interval,
     win_rate,
     win_rate_without_ties,
 )
-from humaneval.store import Rating
-from humaneval.study import Study
+from humaneval.study.study import Study
 
 CONFIDENCE = 0.95
 OUTCOMES = ("win", "tie", "loss")  # of system a

@@ -29,8 +29,8 @@ def _from_the_repository_root() -> None:
 @pytest.fixture(scope="session")
 def executor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """The one Dask cluster of the test session: two worker processes."""
-    from data.executors import open_executor
-    from data.settings import ClusterSettings
+    from data.pipeline.executors import open_executor
+    from data.pipeline.settings import ClusterSettings
 
     with open_executor(ClusterSettings(workers=2), tmp_path_factory.mktemp("cluster") / "scratch") as opened:
         yield opened
@@ -38,7 +38,7 @@ def executor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 def make_config(folder: Path, **sections: Any) -> Any:
     """A small scenes config in `folder`; `sections` replace whole tables."""
-    from data.config import parse_config
+    from data.pipeline.config import parse_config
 
     tables: dict[str, Any] = {
         "run": {"name": "t", "folder": str(folder), "seed": 3},
@@ -60,7 +60,7 @@ def save_tiny_clip(folder: Path, seed: int = 0) -> Path:
     import torch
 
     from data.sources.scene_world import captions, scene
-    from embed.clip import BPE_FILE, save_clip, shrink_bpe
+    from embed.clip.model import BPE_FILE, save_clip, shrink_bpe
 
     texts = [record.text for i in range(200) for record in captions(scene(0, i), 0, i, 2)]
     vocabulary = shrink_bpe(texts, folder / BPE_FILE)
@@ -91,7 +91,9 @@ def exit_code_with_fault(fault: str, function: Callable[..., Any], *args: Any) -
     Processes fork from a server that has imported the heavy libraries once, which makes a kill cost a tenth of a second.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["data.dataset", "img2dataset.downloader", "embed.encoder", "embed.scores"])
+    context.set_forkserver_preload(
+        ["data.dataset.build", "img2dataset.downloader", "embed.encoding.stage", "embed.scores.similarity"]
+    )
     process = context.Process(target=_with_fault, args=(fault, function, args))
     process.start()
     process.join(120)

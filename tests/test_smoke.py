@@ -11,8 +11,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from data.artifacts import Artifact
-from data.config import parse_config
+from data.pipeline.artifacts import Artifact
+from data.pipeline.config import parse_config
 from tests.conftest import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text()

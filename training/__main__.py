@@ -3,10 +3,10 @@
 import argparse
 import sys
 
-from data.artifacts import Artifact
-from data.cli import Command, front_door
-from data.config import Config
-from data.run import Run
+from data.pipeline.artifacts import Artifact
+from data.pipeline.cli import Command, front_door
+from data.pipeline.config import Config
+from data.pipeline.run import Run
 from embed.settings import ClipSettings
 
 
@@ -17,7 +17,7 @@ def train_clip(config: Config, arguments: argparse.Namespace) -> None:
             f'nothing to train: clip.source = "{source}" names a CLIP that exists; only clip.source = "run" is trained here'
         )
         return
-    from training.clip import train_clip as train
+    from training.tasks.clip import train_clip as train
 
     artifact = train(Run.open(config))
     assert artifact is not None
@@ -25,13 +25,13 @@ def train_clip(config: Config, arguments: argparse.Namespace) -> None:
 
 
 def train_prior(config: Config, arguments: argparse.Namespace) -> None:
-    from training.prior import train_prior as train
+    from training.tasks.prior import train_prior as train
 
     report(train(Run.open(config)))
 
 
 def train_decoder(config: Config, arguments: argparse.Namespace) -> None:
-    from training.decoder import train_decoder as train
+    from training.tasks.decoder import train_decoder as train
 
     report(train(Run.open(config), arguments.command))
 

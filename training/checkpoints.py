@@ -17,17 +17,19 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from data.artifacts import Artifact, PartSpec, canonical_json, fingerprint, read_json
-from data.config import parse_config
-from data.errors import UserError
-from data.executors import InProcess
-from data.run import Run
-from data.runner import MakePart, Stage, run_stage
-from training.networks import ClipShape, Decoder, Prior
-from training.process import Process
+from data.pipeline.artifacts import Artifact, PartSpec, canonical_json, fingerprint, read_json
+from data.pipeline.config import parse_config
+from data.pipeline.errors import UserError
+from data.pipeline.executors import InProcess
+from data.pipeline.run import Run
+from data.pipeline.runner import MakePart, Stage, run_stage
+from training.diffusion.process import Process
+from training.loop.state import save_tensors
+from training.loop.trainer import LogRow, Trainer
+from training.networks.conditions import ClipShape
+from training.networks.prior import Prior
+from training.networks.unet import Decoder
 from training.settings import DecoderArchitecture, DiffusionSettings, PriorArchitecture, TrainingSection
-from training.state import save_tensors
-from training.trainer import LogRow, Trainer
 
 FORMAT = 1
 STAGE_VERSION = 1

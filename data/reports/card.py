@@ -10,16 +10,16 @@ from typing import Any
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data.artifacts import Receipt, publish_bytes, sum_counts
+from data.dataset.ledger import dropped_counts, ledger_path
+from data.dataset.plan import SOURCE_FILE, FrozenPlan, read_frozen
+from data.dataset.settings import DatasetSettings
 from data.fetch.reasons import MEANING, Reason
-from data.filters.rules import MEANING as MEANING_OF_VIEWS
-from data.filters.rules import in_words, rules_of
-from data.ledger import dropped_counts, ledger_path
-from data.plan import SOURCE_FILE, FrozenPlan, read_frozen
+from data.pipeline.artifacts import Receipt, publish_bytes, sum_counts
+from data.pipeline.run import Run
+from data.pipeline.terminal import printable
 from data.reports.funnel import dropped_by, standing_views
-from data.reports.text import printable
-from data.run import Run
-from data.settings import DatasetSettings
+from data.views.rules import MEANING as MEANING_OF_VIEWS
+from data.views.rules import in_words, rules_of
 
 CARD_FILE = "README.md"
 MOST = 30  # rows of a table

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from data.artifacts import Artifact, Receipt, sum_counts
-from data.errors import UserError
-from data.run import Run
+from data.pipeline.artifacts import Artifact, Receipt, sum_counts
+from data.pipeline.errors import UserError
+from data.pipeline.run import Run
 
 
 class FinishedShards(Artifact):

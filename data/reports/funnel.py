@@ -6,13 +6,13 @@ Of a dataset that is not complete, its finished shards alone; `funnel_notes` say
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from data.artifacts import Artifact
-from data.ledger import check_counts, dropped_counts
-from data.plan import read_frozen, retry_path
+from data.dataset.ledger import check_counts, dropped_counts
+from data.dataset.plan import read_frozen, retry_path
+from data.pipeline.artifacts import Artifact
+from data.pipeline.run import Run
+from data.pipeline.terminal import printable
 from data.reports.finished import FinishedShards, finished_dataset
-from data.reports.text import printable
-from data.run import Run
-from data.staleness import stale
+from data.upkeep.staleness import stale
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

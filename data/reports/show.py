@@ -12,16 +12,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw, ImageFont
 
-from data.artifacts import Artifact, publish_bytes
-from data.errors import UserError
+from data.dataset.ledger import read_ledger
+from data.dataset.shards import ShardReader
 from data.fetch.reasons import MEANING, Reason
-from data.filters.rules import MEANING as OF_VIEWS
-from data.ledger import read_ledger
+from data.pipeline.artifacts import Artifact, publish_bytes
+from data.pipeline.errors import UserError
+from data.pipeline.run import Run
+from data.pipeline.terminal import printable
 from data.reports.finished import FinishedShards, finished_dataset
 from data.reports.funnel import dropped_by
-from data.reports.text import printable
-from data.run import Run
-from data.shards import ShardReader
+from data.views.rules import MEANING as OF_VIEWS
 
 SIDE, WIDTH, GAP, COLUMNS = 200, 300, 12, 4  # pixels: height of an image, width of a cell, space between; cells a row
 LINE, LINES = 15, 10  # pixels of a line of text; lines of captions at most

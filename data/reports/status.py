@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.artifacts import Artifact
-from data.run import Run
-from data.runner import lost_file
-from data.staleness import clip_changed, refusal, stale
+from data.pipeline.artifacts import Artifact
+from data.pipeline.run import Run
+from data.pipeline.runner import lost_file
+from data.upkeep.staleness import clip_changed, refusal, stale
 
 # In the order they are made; the command that makes each.
 ORDER = (
@@ -55,11 +55,11 @@ def run_status(run: Run) -> list[StageStatus]:
 
 def run_notes(run: Run) -> list[str]:
     """What stands beside the stages: removed samples, retries that wait, where a resharded dataset came from."""
+    from data.dataset.ledger import dropped_counts
+    from data.dataset.origin import describe, is_resharded
+    from data.dataset.retries import frozen_retries, waiting_retries
     from data.fetch.reasons import TRANSIENT
-    from data.ledger import dropped_counts
-    from data.upkeep.removal import removed_keys
-    from data.upkeep.reshard import describe, is_resharded
-    from data.upkeep.retry import frozen_retries, waiting_retries
+    from data.views.removal import removed_keys
 
     notes = []
     if is_resharded(run.dataset):

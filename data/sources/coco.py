@@ -11,13 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from data.errors import UserError
 from data.fetch.files import file_url
+from data.pipeline.errors import UserError
 from data.sources.candidates import Candidate
 from data.sources.facts import cannot_read, facts_of, printable, sizes_as_facts
 from data.sources.folder import image_sizes
 from data.sources.settings import CocoSettings
-from data.sources.text import line
+from data.sources.values import line
 
 # An image that two files list belongs to the more protected split.
 SPLITS: tuple[Literal["test", "val", "train"], ...] = ("test", "val", "train")

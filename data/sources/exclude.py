@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from data.artifacts import file_facts
-from data.errors import UserError
 from data.fetch.reasons import Reason
+from data.pipeline.artifacts import file_facts
+from data.pipeline.errors import UserError
 from data.sources.canonical import ascii_host, canonical_url, host_of
 from data.sources.facts import cannot_read
 from data.sources.settings import ExcludeSettings

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from data.artifacts import file_facts
-from data.errors import UserError
+from data.pipeline.artifacts import file_facts
+from data.pipeline.errors import UserError
 
 
 def facts_of(files: Iterable[tuple[str, Path]], setting: str) -> dict[str, Any]:

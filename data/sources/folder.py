@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from data.errors import UserError
 from data.fetch.files import file_url
+from data.pipeline.errors import UserError
 from data.sources.candidates import Candidate
 from data.sources.facts import cannot_read, facts_of, printable, sizes_as_facts
 from data.sources.settings import FolderSettings

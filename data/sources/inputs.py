@@ -4,7 +4,7 @@ import glob
 from collections.abc import Callable
 from pathlib import Path
 
-from data.errors import UserError
+from data.pipeline.errors import UserError
 
 _PATTERN = frozenset("*?[")
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.errors import UserError
+from data.pipeline.errors import UserError
 from data.sources.settings import TableSettings
 
 FIELDS = ("url", "caption", "license", "source_page", "attribution", "hash", "nsfw", "watermark")

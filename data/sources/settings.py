@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from data.config import Settings
+from data.pipeline.config import Settings
 
 
 class ScenesSettings(Settings):

@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from data.dataset.settings import DatasetSettings
 from data.fetch.settings import FetchSettings
-from data.settings import DatasetSettings
 from data.sources.candidates import Candidate
 from data.sources.exclude import Exclusions, read_exclusions
 

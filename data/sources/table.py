@@ -24,7 +24,7 @@ from data.sources.inputs import find_files
 from data.sources.presets import PRESETS, Columns, find_columns
 from data.sources.rows import ENDINGS, SETTING, Batch, Table, is_table
 from data.sources.settings import TableSettings
-from data.sources.text import is_blank, json_value, line, number, number_in, valid
+from data.sources.values import is_blank, json_value, line, number, number_in, valid
 
 BATCH_ROWS = 8192
 NO_URL = "(no url)"

@@ -22,7 +22,7 @@ from data.sources.facts import cannot_read, facts_of, printable
 from data.sources.folder import IMAGE_ENDINGS
 from data.sources.inputs import find_files
 from data.sources.settings import WebdatasetSettings
-from data.sources.text import json_value, line, number
+from data.sources.values import json_value, line, number
 
 SETTING = "dataset.webdataset.path"
 MAX_TEXT_BYTES = 16 << 20  # of one .txt or .json; a longer one is treated as absent

@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data.artifacts import Artifact, fingerprint
-from data.run import Run
-from data.shards import ShardReader
-from data.views import kept_pairs
+from data.dataset.shards import ShardReader
+from data.pipeline.artifacts import Artifact, fingerprint
+from data.pipeline.run import Run
+from data.views.reading import kept_pairs
 
 VIEW_INPUTS = ("view", "dataset and view")  # names under which artifacts record the view they were made from
 KEY_COLUMNS = ("key", "caption_key", "image_id")  # columns that may hold keys of samples

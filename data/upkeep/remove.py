@@ -1,11 +1,11 @@
 """What a removal sets off: it is recorded, the views are made again, and everything that saw the samples is named."""
 
-from data.run import Run
-from data.shards import ShardReader
+from data.dataset.shards import ShardReader
+from data.pipeline.plurals import counted
+from data.pipeline.run import Run
 from data.upkeep.exposure import kept_now, who_saw
-from data.upkeep.removal import Entry, record, removed_keys, removed_path, with_copies
-from data.upkeep.words import counted
-from data.views import build_base_view, build_train_view
+from data.views.build import build_base_view, build_train_view
+from data.views.removal import Entry, record, removed_keys, removed_path, with_copies
 
 
 def remove(run: Run, found: dict[Entry, list[str]]) -> list[str]:

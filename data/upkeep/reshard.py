@@ -5,7 +5,6 @@ Keys, splits and image bytes stay as they are. Of a sample's captions only the k
 
 import hashlib
 import json
-import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -16,47 +15,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data.artifacts import Artifact, PartSpec, Receipt, canonical_json, fingerprint, publish_json, read_json
-from data.config import parse_config
-from data.download import count, write_table
-from data.errors import UserError
-from data.executors import Executor
-from data.ledger import LEDGER_SCHEMA, read_ledger
-from data.plan import PLAN_FILE, SOURCE_FILE, FrozenPlan, freeze_plan, plan_digest, read_plan
-from data.run import Run
-from data.runner import Stage, run_stage
-from data.settings import DatasetSettings
-from data.shards import ShardReader, ShardWriter
+from data.dataset.download import count, write_table
+from data.dataset.ledger import LEDGER_SCHEMA, read_ledger
+from data.dataset.origin import MARK, is_resharded
+from data.dataset.plan import PLAN_FILE, SOURCE_FILE, FrozenPlan, freeze_plan, plan_digest, read_plan
+from data.dataset.settings import DatasetSettings
+from data.dataset.shards import ShardReader, ShardWriter
+from data.pipeline.artifacts import Artifact, PartSpec, Receipt, canonical_json, fingerprint, publish_json, read_json
+from data.pipeline.config import parse_config
+from data.pipeline.errors import UserError
+from data.pipeline.executors import Executor
+from data.pipeline.run import Run
+from data.pipeline.runner import Stage, run_stage
 from data.sources.candidates import Candidate
 from data.sources.settings import ExcludeSettings
-from data.upkeep.removal import removed_keys
+from data.views.removal import removed_keys
 
 STAGE_VERSION = 1
-MARK = "reshard.json"  # written before anything else in the new dataset's folder: it must never be taken for a download
-
-
-def is_resharded(dataset: Artifact) -> bool:
-    """Whether the folder holds, or is going to hold, a resharded dataset."""
-    return (dataset.folder / MARK).exists()
-
-
-def describe(dataset: Artifact) -> str:
-    """One line that says what a resharded dataset is."""
-    origin = read_json(dataset.folder / MARK, "origin of the resharded dataset")
-    return (
-        f"{dataset.folder} was resharded from the view {origin['view']} of the dataset {origin['dataset'][:12]} "
-        f"(run {origin['run']}): there is nothing to download"
-    )
-
-
-def require_written(dataset: Artifact) -> Artifact:
-    """A resharded dataset that is complete. Raises UserError with the command that goes on with one that is not."""
-    origin = read_json(dataset.folder / MARK, "origin of the resharded dataset")
-    runs = dataset.folder.parent.parent
-    # The config that the origin saved, because what another config says of the view may differ.
-    config = shlex.quote(str(runs / origin["run"] / "config.toml"))
-    name = dataset.folder.parent.name
-    return dataset.require(f"python -m data reshard --config {config} --view {origin['view']} --to {name}")
 
 
 def reshard(run: Run, view: str, name: str, executor: Executor) -> Run:
@@ -122,7 +97,7 @@ class ViewSource:
         return {"kind": "reshard", **self.origin}
 
     def candidates(self) -> Iterator[Candidate]:
-        from data.views import kept_pairs
+        from data.views.reading import kept_pairs
 
         removed = removed_keys(self.run)
         kept: dict[str, list[int]] = {}

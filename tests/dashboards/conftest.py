@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from data.executors import InProcess
-from data.run import Run
-from humaneval.build import build_study
+from data.pipeline.executors import InProcess
+from data.pipeline.run import Run
+from humaneval.study.build import build_study
 from tests.humaneval.fake_run import fake_config, fake_run
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from dashboards.__main__ import COMMANDS
-from data.cli import front_door
-from data.run import Run
-from humaneval.store import Store
-from humaneval.study import Study
+from data.pipeline.cli import front_door
+from data.pipeline.run import Run
+from humaneval.rating.store import Store
+from humaneval.study.study import Study
 from tests.dashboards.browser import Browser, wait_for
 from tests.humaneval.fake_run import fake_config
 

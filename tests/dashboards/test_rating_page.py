@@ -8,10 +8,10 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from dashboards.markup import image_html, question_html
-from data.run import Run
+from data.pipeline.run import Run
+from humaneval.rating.store import Store
 from humaneval.results import write_results
-from humaneval.store import Store
-from humaneval.study import Study
+from humaneval.study.study import Study
 from tests.humaneval.fake_run import CAPTIONS, fake_config, png
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "dashboards"
@@ -146,8 +146,8 @@ def test_a_missing_study_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_results_page_shows_people_and_simulated_apart(rated: Run, toml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from humaneval.rating.simulate import simulate
     from humaneval.settings import SimulatedRaters
-    from humaneval.simulate import simulate
 
     results_file = rated.folder / "humaneval/results.json"
     results_file.unlink(missing_ok=True)

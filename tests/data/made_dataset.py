@@ -15,13 +15,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from data.artifacts import Artifact, PartSpec
-from data.executors import InProcess
-from data.ledger import LEDGER_SCHEMA
-from data.plan import PLAN_SCHEMA, PlanWriter, plan_digest
-from data.run import Run
-from data.runner import Stage, run_stage
-from data.shards import Sample, ShardWriter
+from data.dataset.ledger import LEDGER_SCHEMA
+from data.dataset.plan import PLAN_SCHEMA, PlanWriter, plan_digest
+from data.dataset.shards import Sample, ShardWriter
+from data.pipeline.artifacts import Artifact, PartSpec
+from data.pipeline.executors import InProcess
+from data.pipeline.run import Run
+from data.pipeline.runner import Stage, run_stage
 
 
 @dataclass(frozen=True)

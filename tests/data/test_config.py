@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from data.cli import Command, front_door
-from data.config import load_config, parse_config
-from data.errors import UserError
-from data.settings import ClusterSettings, DatasetSettings, RunSettings
+from data.dataset.settings import DatasetSettings
+from data.pipeline.cli import Command, front_door
+from data.pipeline.config import load_config, parse_config
+from data.pipeline.errors import UserError
+from data.pipeline.settings import ClusterSettings, RunSettings
 
 MINIMAL = '[run]\nname = "x"\n[dataset.scenes]\nsamples = 5\n'
 
@@ -97,7 +98,7 @@ def test_front_door_prints_one_line_and_the_exit_status(toml: Path, capsys: pyte
 
 
 def test_run_folder_of_another_config_is_refused(tmp_path: Path) -> None:
-    from data.run import Run
+    from data.pipeline.run import Run
 
     def config(samples: int, workers: int = 1) -> object:
         tables = {

@@ -12,21 +12,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.artifacts import canonical_json
-from data.dataset import build_dataset, require_stored
-from data.errors import DiskFull, UserError
-from data.executors import InProcess
-from data.filters.basic import build_basic_scores
-from data.filters.duplicates import build_duplicates
-from data.ledger import read_ledger
-from data.plan import plan_table, read_plan
+from data.dataset.build import build_dataset, require_stored
+from data.dataset.ledger import read_ledger
+from data.dataset.plan import plan_table, read_plan
+from data.dataset.shards import ShardReader, read_shard
+from data.pipeline.artifacts import canonical_json
+from data.pipeline.errors import DiskFull, UserError
+from data.pipeline.executors import InProcess
+from data.pipeline.run import Run
 from data.reports.funnel import draw_funnel, funnel_rows, funnel_text
-from data.run import Run
-from data.shards import ShardReader, read_shard
+from data.scores.basic import build_basic_scores
+from data.scores.duplicates import build_duplicates
 from data.sources.candidates import Candidate
 from data.sources.scene_world import draw, scene
 from data.sources.settings import SplitSettings
-from data.views import build_base_view
+from data.views.build import build_base_view
 from tests.conftest import REPOSITORY, exit_code_with_fault, make_config, tree_bytes
 
 
@@ -102,7 +102,7 @@ def test_a_shard_is_the_tar_that_tarfile_writes(run: Run, tmp_path: Path) -> Non
     import io
     import tarfile
 
-    from data.shards import Sample, ShardWriter
+    from data.dataset.shards import Sample, ShardWriter
 
     for n, size in ((0, 1), (1, 512), (3, 10_239), (9, 10_240 * 3 - 512 * 3), (20, 77_777)):
         samples = [Sample(f"{i:09d}", bytes([i]) * (size + i), "jpg", {"captions": ["one\u00e9"]}) for i in range(n)]

@@ -3,9 +3,9 @@
 import re
 import tomllib
 
-from data.config import parse_config
 from data.fetch.reasons import MEANING, TRANSIENT, Reason
-from data.filters.rules import MEANING as VIEW_MEANING
+from data.pipeline.config import parse_config
+from data.views.rules import MEANING as VIEW_MEANING
 from tests.conftest import REPOSITORY
 
 TEXT = (REPOSITORY / "docs" / "data.md").read_text()

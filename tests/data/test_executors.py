@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from data.executors import OnDask, open_executor
-from data.settings import ClusterSettings
+from data.pipeline.executors import OnDask, open_executor
+from data.pipeline.settings import ClusterSettings
 
 pytestmark = pytest.mark.timeout(120)
 

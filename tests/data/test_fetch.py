@@ -9,11 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
-from data.errors import UserError
+from data.dataset.plan import plan_table
 from data.fetch.files import FolderFetcher, file_url
 from data.fetch.reasons import Reason
-from data.fetch.settings import FetchSettings, ImageSettings
-from data.plan import plan_table
+from data.fetch.settings import FetchSettings
+from data.images.settings import ImageSettings
+from data.pipeline.errors import UserError
 from data.sources import text
 from data.sources.folder import folder_candidates
 from data.sources.settings import FolderSettings, SplitSettings, TableSettings

@@ -11,8 +11,9 @@ import pytest
 
 from data.fetch.http import Fetched, HttpFetcher
 from data.fetch.reasons import MEANING, TRANSIENT, Reason
-from data.fetch.resize import resize_image
-from data.fetch.settings import FetchSettings, ImageSettings
+from data.fetch.settings import FetchSettings
+from data.images.resize import resize_image
+from data.images.settings import ImageSettings
 from tests.data.raw_server import RawServer, raw_server, reply
 
 pytestmark = pytest.mark.timeout(30)

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from data.fetch.breaker import ADVICE, NO_ADVICE, Breaker, SuccessCollapsed
+from data.dataset.breaker import ADVICE, NO_ADVICE, Breaker, SuccessCollapsed
 from data.fetch.reasons import Reason
 
 
@@ -88,7 +88,7 @@ def test_breakers_that_are_none(window: int, share: float) -> None:
 
 def test_there_is_advice_for_every_reason_that_can_stop_a_run() -> None:
     """And none of it sends to a command that needs a finished dataset."""
-    from data.dataset import BEFORE_ASKING
+    from data.dataset.build import BEFORE_ASKING
 
     assert set(Reason) - ADVICE.keys() == NO_ADVICE == BEFORE_ASKING
     assert not any("python -m data" in advice or advice.endswith(".") for advice in ADVICE.values())
@@ -97,8 +97,9 @@ def test_there_is_advice_for_every_reason_that_can_stop_a_run() -> None:
 def test_settings_that_advice_names_exist() -> None:
     import re
 
-    from data.fetch.settings import FetchSettings, ImageSettings
-    from data.settings import ClusterSettings
+    from data.fetch.settings import FetchSettings
+    from data.images.settings import ImageSettings
+    from data.pipeline.settings import ClusterSettings
     from data.sources.settings import ExcludeSettings, TableSettings
 
     known = {

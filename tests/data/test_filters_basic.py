@@ -9,13 +9,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from data.errors import UserError
-from data.executors import InProcess
-from data.filters.basic import build_basic_scores, image_scores
-from data.filters.duplicates import build_duplicates, require_fresh_duplicates
-from data.filters.near import Looks, near_any_of, near_groups
-from data.filters.settings import DuplicatesSettings
-from data.run import Run
+from data.pipeline.errors import UserError
+from data.pipeline.executors import InProcess
+from data.pipeline.run import Run
+from data.scores.basic import build_basic_scores, image_scores
+from data.scores.duplicates import build_duplicates, require_fresh_duplicates
+from data.scores.near import Looks, near_any_of, near_groups
+from data.scores.settings import DuplicatesSettings
 from tests.conftest import exit_code_with_fault, make_config, tree_bytes
 from tests.data.made_dataset import Stored, encoded, make_dataset, photo
 
@@ -107,7 +107,7 @@ def test_numbers_written_as_text_can_be_compared(tmp_path: Path) -> None:
 
 def test_images_of_existing_tars_are_judged_by_the_originals_size(tmp_path: Path) -> None:
     """img2dataset's JSON says it; without it the tar's own size counts, and the view says so. A web image was measured."""
-    from data.views import build_base_view
+    from data.views.build import build_base_view
 
     said = {"original_width": 900, "original_height": 300}
     facts: list[dict[str, Any]] = [
@@ -251,7 +251,7 @@ def test_nothing_is_compared_again_when_nothing_changed(tmp_path: Path, monkeypa
     run = open_run(tmp_path)
     make_dataset(run, SHARDS)
     scored(run)
-    monkeypatch.setattr("data.filters.duplicates._answers", lambda *_: pytest.fail("compared again"))
+    monkeypatch.setattr("data.scores.duplicates._answers", lambda *_: pytest.fail("compared again"))
     scored(run)
 
 

@@ -8,10 +8,10 @@ import pyarrow as pa
 import pytest
 
 from benchmarks import SHARED
-from data.errors import UserError
-from data.filters import captions
-from data.filters.boilerplate import BOILERPLATE, boilerplate_kind
-from data.filters.captions import caption_columns, caption_hash, detector, detector_facts
+from data.pipeline.errors import UserError
+from data.scores import captions
+from data.scores.boilerplate import BOILERPLATE, boilerplate_kind
+from data.scores.captions import caption_columns, caption_hash, detector, detector_facts
 
 WEB = SHARED / "prompts" / "img2dataset_test_1000.parquet"
 

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks import SHARED
-from data.filters.phash import _masks, near_any, near_pairs, near_pairs_between, phash64
+from data.images.phash import _masks, near_any, near_pairs, near_pairs_between, phash64
 from tests.data.made_dataset import photo
 
 PHOTOS = SHARED / "photos" / "images"
@@ -45,7 +45,7 @@ def test_the_index_is_exact_for_every_number_of_blocks(monkeypatch: pytest.Monke
     expected = near_pairs(hashes, 3)
     for pretended in (10, 10**5, 10**7, 10**9):
         masks = _masks(3, pretended)
-        monkeypatch.setattr("data.filters.phash._masks", lambda distance, n, masks=masks: masks)
+        monkeypatch.setattr("data.images.phash._masks", lambda distance, n, masks=masks: masks)
         assert np.array_equal(near_pairs(hashes, 3), expected)
         monkeypatch.undo()
     assert len({len(_masks(3, n)) for n in (10, 10**5, 10**9)}) > 1

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from data.errors import UserError
-from data.fetch.breaker import Breaker, SuccessCollapsed
+from data.dataset.breaker import Breaker, SuccessCollapsed
+from data.dataset.img2dataset_seam import download_shard
 from data.fetch.http import Fetched
-from data.fetch.img2dataset_seam import download_shard
 from data.fetch.reasons import Reason
-from data.fetch.resize import Resized
+from data.images.resize import Resized
+from data.pipeline.errors import UserError
 
 
 def good_resize(content: bytes) -> Resized:
@@ -61,7 +61,7 @@ def test_our_own_errors_are_never_swallowed(tmp_path: Path, where: str, monkeypa
     resize = full if where == "resize" else good_resize
     if where == "write":
         monkeypatch.setattr(
-            "data.fetch.img2dataset_seam._Shard.write", lambda self, *_: self._remember(OSError(errno.ENOSPC, "full"))
+            "data.dataset.img2dataset_seam._Shard.write", lambda self, *_: self._remember(OSError(errno.ENOSPC, "full"))
         )
     with pytest.raises(OSError) as raised:
         download_shard(["a", "b"], fetch, resize, 2, tmp_path / "s")  # type: ignore[arg-type]

@@ -16,11 +16,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from data.dataset import build_dataset
-from data.errors import StageFailed, UserError
-from data.executors import InProcess, open_executor
-from data.run import Run
-from data.settings import ClusterSettings
+from data.dataset.build import build_dataset
+from data.pipeline.errors import StageFailed, UserError
+from data.pipeline.executors import InProcess, open_executor
+from data.pipeline.run import Run
+from data.pipeline.settings import ClusterSettings
 from tests.conftest import REPOSITORY, make_config, save_tiny_clip, tree_bytes
 from tests.data.fake_web import Web
 

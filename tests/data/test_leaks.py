@@ -9,13 +9,13 @@ import pytest
 from PIL import Image
 
 from benchmarks import SHARED
-from data.errors import UserError
-from data.executors import InProcess
-from data.filters.basic import build_basic_scores
-from data.filters.duplicates import build_duplicates
-from data.filters.leaks import Leak, LeakReport, verify_leaks
-from data.run import Run
-from data.views import build_base_view, build_train_view
+from data.pipeline.errors import UserError
+from data.pipeline.executors import InProcess
+from data.pipeline.run import Run
+from data.scores.basic import build_basic_scores
+from data.scores.duplicates import build_duplicates
+from data.upkeep.leaks import Leak, LeakReport, verify_leaks
+from data.views.build import build_base_view, build_train_view
 from tests.conftest import make_config
 from tests.data.made_dataset import Stored, encoded, make_dataset, photo
 
@@ -76,7 +76,7 @@ def test_leaks_are_reported_where_they_stay(tmp_path: Path) -> None:
 def test_the_command_reports_leaks_and_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Bytes and near copies, as a user sees them; and that all is well once the rule is on."""
     from data.__main__ import COMMANDS
-    from data.cli import front_door
+    from data.pipeline.cli import front_door
 
     run = viewed(tmp_path, drop_leaks=False, drop_duplicates=False)
 

@@ -10,17 +10,18 @@ import pandas as pd
 import pyarrow.compute as pc
 import pytest
 
-from data.dataset import build_dataset
-from data.errors import UserError
-from data.executors import InProcess
-from data.fetch.breaker import SuccessCollapsed
+from data.dataset.breaker import SuccessCollapsed
+from data.dataset.build import build_dataset
+from data.dataset.ledger import check_counts, read_ledger
+from data.dataset.plan import read_plan
+from data.dataset.retries import frozen_retries
+from data.dataset.shards import ShardReader
 from data.fetch.reasons import Reason
-from data.ledger import check_counts, read_ledger
-from data.plan import read_plan
+from data.pipeline.errors import UserError
+from data.pipeline.executors import InProcess
+from data.pipeline.run import Run
 from data.reports.funnel import funnel_rows, shards_text
-from data.run import Run
-from data.shards import ShardReader
-from data.upkeep.retry import frozen_retries, reasons_to_retry, retry
+from data.upkeep.retry import reasons_to_retry, retry
 from tests.conftest import exit_code_with_fault, make_config, tree_bytes
 from tests.data.fake_web import Web, picture
 
@@ -132,10 +133,10 @@ def test_a_retry_of_a_changed_list_is_refused(web: Web, tmp_path: Path) -> None:
 
 
 def test_views_scores_and_embeddings_append(web: Web, tmp_path: Path) -> None:
-    from data.filters.basic import build_basic_scores
-    from data.filters.duplicates import build_duplicates
-    from data.views import build_base_view
-    from embed.encoder import build_embeddings
+    from data.scores.basic import build_basic_scores
+    from data.scores.duplicates import build_duplicates
+    from data.views.build import build_base_view
+    from embed.encoding.stage import build_embeddings
     from tests.conftest import save_tiny_clip
 
     save_tiny_clip(tmp_path / "tiny-clip")
@@ -274,7 +275,7 @@ def test_excluded_candidates_are_not_asked_for(web: Web, tmp_path: Path) -> None
 
 
 def test_images_near_an_excluded_hash_are_not_stored(web: Web, tmp_path: Path) -> None:
-    from data.filters.phash import phash64
+    from data.images.phash import phash64
 
     run = Run.open(config(tmp_path / "a", web))
     build_dataset(run, InProcess())

@@ -8,17 +8,18 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from data.dataset import build_dataset
-from data.executors import InProcess
-from data.filters.basic import build_basic_scores
-from data.filters.duplicates import build_duplicates
+from data.dataset.build import build_dataset
+from data.dataset.shards import ShardReader
+from data.pipeline.executors import InProcess
+from data.pipeline.run import Run
 from data.reports.status import run_status
-from data.run import Run
-from data.shards import ShardReader
-from data.upkeep.removal import parse_entry, removed_keys, resolve
+from data.scores.basic import build_basic_scores
+from data.scores.duplicates import build_duplicates
 from data.upkeep.remove import remove
 from data.upkeep.retry import reasons_to_retry, retry
-from data.views import build_base_view, build_train_view, kept_pairs
+from data.views.build import build_base_view, build_train_view
+from data.views.reading import kept_pairs
+from data.views.removal import parse_entry, removed_keys, resolve
 from tests.conftest import make_config
 from tests.data.fake_web import Web, picture
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from data.dataset import build_dataset
-from data.errors import DiskFull
-from data.executors import InProcess
-from data.filters.basic import build_basic_scores
-from data.filters.duplicates import build_duplicates
-from data.run import Run
-from data.views import build_base_view, build_train_view
+from data.dataset.build import build_dataset
+from data.pipeline.errors import DiskFull
+from data.pipeline.executors import InProcess
+from data.pipeline.run import Run
+from data.scores.basic import build_basic_scores
+from data.scores.duplicates import build_duplicates
+from data.views.build import build_base_view, build_train_view
 from tests.conftest import exit_code_with_fault, make_config, tree_bytes
 
 STAGES = ("scores/basic", "scores/duplicates", "views/base", "views/train")

@@ -11,25 +11,27 @@ import pytest
 from PIL import Image
 
 from data.__main__ import COMMANDS
-from data.artifacts import Artifact, PartSpec
-from data.cli import front_door
-from data.dataset import build_dataset
-from data.errors import UserError
-from data.executors import InProcess
-from data.filters.basic import build_basic_scores
-from data.filters.duplicates import build_duplicates
-from data.ledger import read_ledger
-from data.plan import read_plan
+from data.dataset.build import build_dataset
+from data.dataset.ledger import read_ledger
+from data.dataset.origin import is_resharded
+from data.dataset.plan import read_plan
+from data.dataset.shards import ShardReader, read_shard
+from data.pipeline.artifacts import Artifact, PartSpec
+from data.pipeline.cli import front_door
+from data.pipeline.errors import UserError
+from data.pipeline.executors import InProcess
+from data.pipeline.run import Run
+from data.pipeline.runner import Stage, run_stage
+from data.pipeline.terminal import printable
 from data.reports.card import escape
 from data.reports.show import caption_lines, choose_keys, contact_sheet, read_shown, shown_text
-from data.reports.text import printable
-from data.run import Run
-from data.runner import Stage, run_stage
-from data.shards import ShardReader, read_shard
-from data.upkeep.removal import Entry, parse_entry, read_entries, removed_keys, resolve
+from data.scores.basic import build_basic_scores
+from data.scores.duplicates import build_duplicates
 from data.upkeep.remove import remove
-from data.upkeep.reshard import is_resharded, reshard
-from data.views import build_base_view, build_train_view, kept_pairs
+from data.upkeep.reshard import reshard
+from data.views.build import build_base_view, build_train_view
+from data.views.reading import kept_pairs
+from data.views.removal import Entry, parse_entry, read_entries, removed_keys, resolve
 from tests.conftest import exit_code_with_fault, make_config, tree_bytes
 
 HOSTILE = "a \x1b[31mred\x1b[0m \u202eevil | <b>cat</b> # `x`"
@@ -286,7 +288,7 @@ def test_a_reshard_refuses_what_would_mix(run: Run, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="was resharded from another view"):
         reshard(run, "train", "clean", InProcess())
     (run.folder / "removed.parquet").unlink(missing_ok=True)
-    from data.upkeep.removal import record
+    from data.views.removal import record
 
     record(run, {Entry("key", "000000001"): ["000000001"]})
     with pytest.raises(UserError, match=r"views/base is stale .*removed since"):

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 
 from data.__main__ import COMMANDS
-from data.artifacts import PartSpec
-from data.cli import front_door
-from data.errors import UserError
-from data.executors import InProcess
+from data.pipeline.artifacts import PartSpec
+from data.pipeline.cli import front_door
+from data.pipeline.errors import UserError
+from data.pipeline.executors import InProcess
+from data.pipeline.run import Run
+from data.pipeline.runner import Stage, run_stage
 from data.reports.status import run_status
-from data.run import Run
-from data.runner import Stage, run_stage
-from data.views import build_base_view, build_train_view
+from data.views.build import build_base_view, build_train_view
 from tests.conftest import exit_code_with_fault, make_config, tree_bytes
 from tests.data.test_lifecycle_removal import make
 

@@ -15,12 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data.errors import DiskFull, UserError
-from data.plan import (
+from data.dataset.plan import (
     PLAN_SCHEMA,
     FrozenPlan,
     PlanWriter,
-    draw_split,
     freeze_plan,
     plan_digest,
     plan_table,
@@ -28,7 +26,9 @@ from data.plan import (
     read_plan,
     retry_path,
 )
-from data.settings import DatasetSettings
+from data.dataset.settings import DatasetSettings
+from data.dataset.splits import draw_split
+from data.pipeline.errors import DiskFull, UserError
 from data.sources.candidates import Candidate
 from data.sources.settings import SplitSettings
 from data.sources.source import open_source

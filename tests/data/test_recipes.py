@@ -8,13 +8,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from data.executors import InProcess
-from data.filters.basic import build_basic_scores
-from data.filters.duplicates import build_duplicates
-from data.filters.recipes import RECIPES, deviations
-from data.filters.rules import first_reasons
-from data.run import Run
-from data.views import build_base_view, build_train_view, kept_pairs
+from data.pipeline.executors import InProcess
+from data.pipeline.run import Run
+from data.scores.basic import build_basic_scores
+from data.scores.duplicates import build_duplicates
+from data.views.build import build_base_view, build_train_view
+from data.views.reading import kept_pairs
+from data.views.recipes import RECIPES, deviations
+from data.views.rules import first_reasons
 from tests.conftest import make_config
 from tests.data.made_dataset import Stored, encoded, make_dataset, make_scores, photo
 

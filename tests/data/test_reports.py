@@ -9,14 +9,14 @@ import pytest
 from PIL import Image
 
 from data.__main__ import COMMANDS
-from data.cli import front_door
-from data.dataset import build_dataset
-from data.executors import InProcess
-from data.fetch.breaker import SuccessCollapsed
-from data.filters.basic import build_basic_scores
-from data.filters.duplicates import build_duplicates
-from data.run import Run
-from data.views import build_base_view
+from data.dataset.breaker import SuccessCollapsed
+from data.dataset.build import build_dataset
+from data.pipeline.cli import front_door
+from data.pipeline.executors import InProcess
+from data.pipeline.run import Run
+from data.scores.basic import build_basic_scores
+from data.scores.duplicates import build_duplicates
+from data.views.build import build_base_view
 from tests.conftest import make_config
 from tests.data.fake_web import Web
 from tests.data.test_lifecycle import again

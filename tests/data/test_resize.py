@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from data.fetch.reasons import Reason
-from data.fetch.resize import resize_image, scale
-from data.fetch.settings import ImageSettings
+from data.images.resize import resize_image, scale
+from data.images.settings import ImageSettings
 from tests.data.made_images import encode, noise, pixels
 
 SHAPES = [

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.fetch import bombs, resize
-from data.fetch.bombs import FEW_SCANS, MOST_SCANS, has_more_scans, most_scans
 from data.fetch.reasons import Reason
-from data.fetch.resize import resize_image, scale
-from data.fetch.settings import ImageSettings
+from data.images import bombs, resize
+from data.images.bombs import FEW_SCANS, MOST_SCANS, has_more_scans, most_scans
+from data.images.resize import resize_image, scale
+from data.images.settings import ImageSettings
 from tests.data.made_images import encode, noise
 
 pytestmark = pytest.mark.timeout(30)

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from benchmarks import SHARED
-from data.fetch.resize import resize_image
-from data.fetch.settings import ImageSettings
+from data.images.resize import resize_image
+from data.images.settings import ImageSettings
 from tests.data.made_images import encode, noise, pixels
 
 PHOTOS = SHARED / "photos" / "images"

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from data.artifacts import Artifact, PartSpec, Receipt, publish_bytes
-from data.errors import DiskFull, StageFailed, UserError
-from data.executors import InProcess
-from data.runner import MAX_DEATHS, Stage, run_stage
+from data.pipeline.artifacts import Artifact, PartSpec, Receipt, publish_bytes
+from data.pipeline.errors import DiskFull, StageFailed, UserError
+from data.pipeline.executors import InProcess
+from data.pipeline.runner import MAX_DEATHS, Stage, run_stage
 from tests.conftest import tree_bytes
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from benchmarks import SHARED
-from data.errors import UserError
 from data.fetch.settings import FetchSettings
+from data.pipeline.errors import UserError
 from data.sources.candidates import Candidate
 from data.sources.coco import CocoSource
 from data.sources.settings import CocoSettings

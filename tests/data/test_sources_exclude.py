@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.errors import UserError
-from data.settings import DatasetSettings
+from data.dataset.settings import DatasetSettings
+from data.pipeline.errors import UserError
 from data.sources.canonical import canonical_url, host_of
 from data.sources.exclude import read_exclusions
 from data.sources.settings import ExcludeSettings

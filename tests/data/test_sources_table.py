@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks import SHARED
-from data.errors import UserError
+from data.pipeline.errors import UserError
 from data.sources.candidates import Candidate
 from data.sources.settings import TableSettings
 from data.sources.table import TableSource, group_equal

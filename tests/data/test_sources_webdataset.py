@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from data.errors import UserError
 from data.fetch.files import TarFetcher, tar_url
 from data.fetch.reasons import Reason
 from data.fetch.settings import FetchSettings
+from data.pipeline.errors import UserError
 from data.sources.candidates import Candidate
 from data.sources.settings import WebdatasetSettings
 from data.sources.source import fetcher_for

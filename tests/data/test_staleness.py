@@ -7,18 +7,18 @@ from typing import Any
 
 import pytest
 
-from data.artifacts import Artifact, PartSpec
-from data.cli import Command, front_door
-from data.dataset import build_dataset
-from data.errors import StageFailed, UserError
-from data.executors import InProcess
-from data.filters.basic import build_basic_scores
-from data.filters.duplicates import build_duplicates
+from data.dataset.build import build_dataset
+from data.pipeline.artifacts import Artifact, PartSpec
+from data.pipeline.cli import Command, front_door
+from data.pipeline.errors import StageFailed, UserError
+from data.pipeline.executors import InProcess
+from data.pipeline.run import Run
+from data.pipeline.runner import Stage, run_stage
 from data.reports.funnel import funnel_rows
 from data.reports.status import run_status
-from data.run import Run
-from data.runner import Stage, run_stage
-from data.views import build_base_view, build_train_view
+from data.scores.basic import build_basic_scores
+from data.scores.duplicates import build_duplicates
+from data.views.build import build_base_view, build_train_view
 from tests.conftest import make_config
 
 FOLDER = {"samples_per_shard": 3, "image": {"size": 16, "format": "png"}}

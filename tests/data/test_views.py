@@ -9,13 +9,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from data.errors import UserError
-from data.executors import InProcess
-from data.filters.basic import build_basic_scores
-from data.filters.duplicates import build_duplicates
-from data.run import Run
-from data.upkeep.removal import removed_path
-from data.views import build_base_view, build_train_view, kept_pairs, view_counts
+from data.pipeline.errors import UserError
+from data.pipeline.executors import InProcess
+from data.pipeline.run import Run
+from data.scores.basic import build_basic_scores
+from data.scores.duplicates import build_duplicates
+from data.views.build import build_base_view, build_train_view
+from data.views.reading import kept_pairs, view_counts
+from data.views.removal import removed_path
 from tests.conftest import exit_code_with_fault, make_config, tree_bytes
 from tests.data.made_dataset import Stored, encoded, make_dataset, make_scores, photo
 

@@ -8,14 +8,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data.executors import InProcess
-from data.filters.basic import build_basic_scores
-from data.filters.copies import copies_to_drop
-from data.filters.duplicates import build_duplicates
-from data.filters.settings import ScoreRule
-from data.run import Run
-from data.upkeep.removal import removed_path
-from data.views import build_base_view, build_train_view
+from data.pipeline.executors import InProcess
+from data.pipeline.run import Run
+from data.scores.basic import build_basic_scores
+from data.scores.duplicates import build_duplicates
+from data.views.build import build_base_view, build_train_view
+from data.views.copies import copies_to_drop
+from data.views.removal import removed_path
+from data.views.settings import ScoreRule
 from tests.conftest import make_config
 from tests.data.made_dataset import Stored, encoded, make_dataset, make_scores, photo
 from tests.data.test_views import key, reasons

@@ -7,9 +7,9 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
-from data.errors import UserError
-from data.filters.rules import MEANING, base_rules, first_reasons, top_threshold, verdicts
-from data.filters.settings import BaseViewSettings, ScoreRule, ViewsSettings
+from data.pipeline.errors import UserError
+from data.views.rules import MEANING, base_rules, first_reasons, top_threshold, verdicts
+from data.views.settings import BaseViewSettings, ScoreRule, ViewsSettings
 
 
 def rule(**bounds: Any) -> ScoreRule:

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from data.dataset import build_dataset
-from data.executors import InProcess
-from data.filters.basic import build_basic_scores
-from data.filters.duplicates import build_duplicates
-from data.run import Run
-from data.views import build_base_view, build_train_view
-from embed.encoder import build_embeddings
-from embed.scores import build_similarity
+from data.dataset.build import build_dataset
+from data.pipeline.executors import InProcess
+from data.pipeline.run import Run
+from data.scores.basic import build_basic_scores
+from data.scores.duplicates import build_duplicates
+from data.views.build import build_base_view, build_train_view
+from embed.encoding.stage import build_embeddings
+from embed.scores.similarity import build_similarity
 from tests.conftest import make_config, save_tiny_clip
 
 VIEWS = {"train": {"rules": [{"scores": "similarity", "column": "similarity", "min": -1.0}]}}

@@ -12,12 +12,12 @@ from torch.nn.functional import normalize
 
 from benchmarks import SHARED
 from benchmarks.fake_cache import unit_vectors, write_cache
-from data.config import parse_config
-from data.errors import UserError
-from data.executors import InProcess
-from data.run import Run
-from embed.aesthetic import load_head
-from embed.scores import build_scores
+from data.pipeline.config import parse_config
+from data.pipeline.errors import UserError
+from data.pipeline.executors import InProcess
+from data.pipeline.run import Run
+from embed.scores.aesthetic import load_head
+from embed.scores.similarity import build_scores
 from tests.conftest import make_config
 
 HEADS = SHARED / "aesthetic_heads"

@@ -11,12 +11,12 @@ from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from data.config import parse_config
-from data.errors import UserError
-from data.run import Run
-from embed.clip import BPE_FILE, CONFIG_FILE, WEIGHTS_FILE, load_clip, load_clip_folder, shrink_bpe
-from embed.load import _tag_facts
-from embed.tokens import CaptionTokenizer
+from data.pipeline.config import parse_config
+from data.pipeline.errors import UserError
+from data.pipeline.run import Run
+from embed.clip.load import _tag_facts
+from embed.clip.model import BPE_FILE, CONFIG_FILE, WEIGHTS_FILE, load_clip, load_clip_folder, shrink_bpe
+from embed.clip.tokens import CaptionTokenizer
 from tests.conftest import save_tiny_clip
 
 

@@ -14,19 +14,19 @@ import torch
 from PIL import Image
 from torch.nn.functional import normalize
 
-from data.artifacts import Artifact, file_facts, publish_json, read_json
-from data.dataset import build_dataset
-from data.errors import UserError
-from data.executors import InProcess
-from data.run import Run
-from data.settings import ClusterSettings
-from data.shards import ShardReader
-from data.views import build_train_view
-from embed.cache import as_matrix
-from embed.clip import load_clip, load_clip_folder
-from embed.encoder import build_embeddings
-from embed.lanes import known_device
-from embed.reader import EmbeddingReader
+from data.dataset.build import build_dataset
+from data.dataset.shards import ShardReader
+from data.pipeline.artifacts import Artifact, file_facts, publish_json, read_json
+from data.pipeline.errors import UserError
+from data.pipeline.executors import InProcess
+from data.pipeline.run import Run
+from data.pipeline.settings import ClusterSettings
+from data.views.build import build_train_view
+from embed.clip.model import load_clip, load_clip_folder
+from embed.encoding.devices import known_device
+from embed.encoding.stage import build_embeddings
+from embed.format import as_matrix
+from embed.reading.reader import EmbeddingReader
 from embed.settings import EmbeddingsSettings
 from tests.conftest import exit_code_with_fault, make_config, save_tiny_clip, tree_bytes
 from tests.embed.conftest import VIEWS
@@ -212,7 +212,7 @@ def test_auto_is_the_device_it_comes_to(own_run: Run, monkeypatch: pytest.Monkey
     build_embeddings(Run.open(make_config(tmp_path, views=VIEWS, embeddings={"device": "cpu"})), InProcess())
     assert own_run.embeddings.manifest_path.stat().st_mtime_ns == before
     settings = EmbeddingsSettings()
-    monkeypatch.setattr("embed.lanes.gpus", lambda device: ["one"])
+    monkeypatch.setattr("embed.encoding.threads.gpus", lambda device: ["one"])
     assert known_device(settings, ClusterSettings()) == "cuda"
     assert known_device(settings, ClusterSettings(address="tcp://there:1")) == "auto"
     assert known_device(EmbeddingsSettings(device="cpu"), ClusterSettings()) == "cpu"

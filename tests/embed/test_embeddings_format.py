@@ -9,13 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data.errors import UserError
-from data.executors import InProcess
-from data.run import Run
-from embed import encoder
-from embed.cache import CacheFormat, as_fixed_size_list, as_matrix, fixed_binary, read_metadata, write_part
-from embed.clip import load_clip
-from embed.encoder import PROBE_CAPTIONS, build_embeddings, hash16, probe_embeddings
+from data.pipeline.errors import UserError
+from data.pipeline.executors import InProcess
+from data.pipeline.run import Run
+from embed.clip.model import load_clip
+from embed.encoding import stage as encoder
+from embed.encoding.stage import PROBE_CAPTIONS, build_embeddings, hash16, probe_embeddings
+from embed.format import CacheFormat, as_fixed_size_list, as_matrix, fixed_binary, read_metadata, write_part
 from embed.verify import verify_cache
 from tests.conftest import save_tiny_clip
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from data.cli import front_door
-from data.run import Run
+from data.pipeline.cli import front_door
+from data.pipeline.run import Run
 from embed.__main__ import COMMANDS
-from embed.throughput import LOG_FILE, sentence, summary
+from embed.encoding.throughput import LOG_FILE, sentence, summary
 from tests.conftest import save_tiny_clip
 
 

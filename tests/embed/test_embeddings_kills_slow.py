@@ -13,10 +13,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from data.config import load_config
-from data.dataset import build_dataset
-from data.executors import InProcess
-from data.run import Run
+from data.dataset.build import build_dataset
+from data.pipeline.config import load_config
+from data.pipeline.executors import InProcess
+from data.pipeline.run import Run
 from embed.verify import verify_cache
 from tests.conftest import REPOSITORY, make_config, save_tiny_clip, tree_bytes
 

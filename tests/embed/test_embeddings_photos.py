@@ -11,15 +11,15 @@ from PIL import Image
 from torch.nn.functional import normalize
 
 from benchmarks import SHARED
-from data.artifacts import read_json
-from data.config import parse_config
-from data.dataset import build_dataset
-from data.executors import InProcess
-from data.run import Run
-from data.shards import ShardReader
-from embed.clip import load_clip
-from embed.encoder import build_embeddings
-from embed.reader import EmbeddingReader
+from data.dataset.build import build_dataset
+from data.dataset.shards import ShardReader
+from data.pipeline.artifacts import read_json
+from data.pipeline.config import parse_config
+from data.pipeline.executors import InProcess
+from data.pipeline.run import Run
+from embed.clip.model import load_clip
+from embed.encoding.stage import build_embeddings
+from embed.reading.reader import EmbeddingReader
 from embed.show import key_query, nearest
 from embed.verify import verify_cache
 

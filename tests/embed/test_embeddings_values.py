@@ -11,17 +11,17 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from data.config import Config, parse_config
-from data.dataset import build_dataset
-from data.executors import InProcess
-from data.filters.basic import build_basic_scores
-from data.filters.duplicates import build_duplicates
-from data.run import Run
+from data.dataset.build import build_dataset
+from data.pipeline.config import Config, parse_config
+from data.pipeline.executors import InProcess
+from data.pipeline.run import Run
+from data.scores.basic import build_basic_scores
+from data.scores.duplicates import build_duplicates
 from data.upkeep.reshard import reshard
-from data.views import build_base_view
-from embed import encoder
-from embed.cache import as_matrix
-from embed.encoder import build_embeddings
+from data.views.build import build_base_view
+from embed.encoding import stage as encoder
+from embed.encoding.stage import build_embeddings
+from embed.format import as_matrix
 from embed.verify import COSINE_TOLERANCE, verify_cache
 from tests.conftest import make_config, save_tiny_clip, tree_bytes
 

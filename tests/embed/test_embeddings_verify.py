@@ -12,13 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from data.artifacts import Artifact, file_facts, publish_json, read_json
-from data.dataset import build_dataset
-from data.errors import UserError
-from data.executors import InProcess
-from data.run import Run
-from embed.cache import as_matrix, fixed_binary
-from embed.encoder import build_embeddings
+from data.dataset.build import build_dataset
+from data.pipeline.artifacts import Artifact, file_facts, publish_json, read_json
+from data.pipeline.errors import UserError
+from data.pipeline.executors import InProcess
+from data.pipeline.run import Run
+from embed.encoding.stage import build_embeddings
+from embed.format import as_matrix, fixed_binary
 from embed.verify import verify_cache
 from tests.conftest import make_config, save_tiny_clip
 

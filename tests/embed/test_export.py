@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from benchmarks.fake_cache import write_cache, write_view
-from data.errors import UserError
-from data.run import Run
+from data.pipeline.errors import UserError
+from data.pipeline.run import Run
 from embed import export
-from embed.cache import as_matrix
 from embed.export import export_cache
-from embed.reader import EmbeddingReader
+from embed.format import as_matrix
+from embed.reading.reader import EmbeddingReader
 from tests.conftest import make_config, tree_bytes
 
 IMAGES: list[range] = [range(7), range(7, 7), range(7, 20)]

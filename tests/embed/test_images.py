@@ -18,13 +18,15 @@ from PIL import Image
 from torch.nn.functional import normalize
 
 from benchmarks import SHARED
-from data.errors import UserError
-from data.settings import ClusterSettings
-from data.shards import Sample, ShardWriter
-from embed import images, lanes
-from embed.clip import Clip, load_clip_folder
-from embed.images import DecodedBatches, Preprocess, encode_shard_images, index_shard
-from embed.lanes import Lanes, claim, decode_thread_count, lane_count
+from data.dataset.shards import Sample, ShardWriter
+from data.pipeline.errors import UserError
+from data.pipeline.settings import ClusterSettings
+from embed.clip.model import Clip, load_clip_folder
+from embed.encoding import images
+from embed.encoding import threads as lanes
+from embed.encoding.devices import claim
+from embed.encoding.images import DecodedBatches, Preprocess, encode_shard_images, index_shard
+from embed.encoding.threads import Lanes, decode_thread_count, lane_count
 from embed.settings import EmbeddingsSettings
 from tests.conftest import save_tiny_clip
 

@@ -14,12 +14,12 @@ import torch
 from torch.utils.data import DataLoader
 
 from benchmarks.fake_cache import TEXT_PHASE, unit_vectors, write_cache, write_view
-from data.artifacts import Artifact
-from data.errors import UserError
-from embed.parts import Unit
-from embed.reader import EmbeddingReader, PairBatch, State
-from embed.rows import Rows
-from embed.stream import Batches, PairDataset
+from data.pipeline.artifacts import Artifact
+from data.pipeline.errors import UserError
+from embed.reading.parts import Unit
+from embed.reading.reader import EmbeddingReader, PairBatch, State
+from embed.reading.rows import Rows
+from embed.reading.stream import Batches, PairDataset
 
 DIM, IMAGES, CAPTIONS = 16, 60, 3
 PAIRS = IMAGES * CAPTIONS
@@ -304,7 +304,7 @@ def test_views_and_splits(cache: Artifact, tmp_path: Path, limit: int) -> None:
 def test_pages_that_cannot_be_mapped_are_decoded_to_the_same_values(
     cache: Artifact, held: EmbeddingReader, tmp_path: Path
 ) -> None:
-    from embed.mapped import OpenPart
+    from embed.reading.mapped import OpenPart
 
     path, dtype = tmp_path / "p.parquet", np.dtype("<f2")
     table = pq.read_table(cache.folder / "00000.parquet")
@@ -326,7 +326,7 @@ def test_pages_that_cannot_be_mapped_are_decoded_to_the_same_values(
 def test_keys_of_unequal_lengths() -> None:
     import pyarrow as pa
 
-    from embed.mapped import fixed_width
+    from embed.reading.mapped import fixed_width
 
     for keys in (["a", "bcd", ""], ["ab", "cd", "ef"], [], [""]):
         for column in (

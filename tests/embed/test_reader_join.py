@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from data.artifacts import publish_json, read_json
-from data.dataset import build_dataset
-from data.errors import UserError
-from data.executors import InProcess
-from data.run import Run
-from data.shards import ShardReader
-from embed.clip import load_clip
-from embed.encoder import build_embeddings
-from embed.join import with_images
-from embed.reader import EmbeddingReader
+from data.dataset.build import build_dataset
+from data.dataset.shards import ShardReader
+from data.pipeline.artifacts import publish_json, read_json
+from data.pipeline.errors import UserError
+from data.pipeline.executors import InProcess
+from data.pipeline.run import Run
+from embed.clip.model import load_clip
+from embed.encoding.stage import build_embeddings
+from embed.reading.join import with_images
+from embed.reading.reader import EmbeddingReader
 from tests.conftest import make_config, save_tiny_clip
 
 

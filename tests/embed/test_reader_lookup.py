@@ -7,9 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.fake_cache import write_cache
-from data.artifacts import Artifact
-from embed.lookup import Pairs, Span, find_rows
-from embed.parts import CacheParts
+from data.pipeline.artifacts import Artifact
+from embed.reading.lookup import Pairs, Span, find_rows
+from embed.reading.parts import CacheParts
 
 
 def spans_of(stored: list[Pairs], ranges_known: bool) -> list[Span]:

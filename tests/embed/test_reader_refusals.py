@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.fake_cache import unit_vectors, write_cache, write_view
-from data.artifacts import Artifact
-from data.errors import UserError
-from embed.mapped import OpenPart
-from embed.reader import EmbeddingReader, State
+from data.pipeline.artifacts import Artifact
+from data.pipeline.errors import UserError
+from embed.reading.mapped import OpenPart
+from embed.reading.reader import EmbeddingReader, State
 
 DIM, CAPTIONS = 16, 3
 SMALL = 4000  # bytes: nine rows a window

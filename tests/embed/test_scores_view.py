@@ -11,13 +11,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from data.errors import UserError
-from data.executors import InProcess
+from data.pipeline.errors import UserError
+from data.pipeline.executors import InProcess
+from data.pipeline.run import Run
 from data.reports.status import run_status
-from data.run import Run
-from data.views import build_base_view, build_train_view
-from embed.reader import EmbeddingReader
-from embed.scores import build_scores
+from data.views.build import build_base_view, build_train_view
+from embed.reading.reader import EmbeddingReader
+from embed.scores.similarity import build_scores
 from tests.conftest import make_config
 
 FRACTION = 0.3  # of the pairs, or images, that each rule alone drops

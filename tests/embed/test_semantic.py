@@ -9,13 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.fake_cache import PERIOD, unit_vectors, write_cache, write_view
-from data.artifacts import read_json
-from data.errors import UserError
-from data.executors import InProcess
-from data.filters.settings import ViewsSettings
-from data.run import Run
-from embed.neighbours import Copies, ExactSearch, IndexSearch, Vectors, find_copies
-from embed.scores import build_scores
+from data.pipeline.artifacts import read_json
+from data.pipeline.errors import UserError
+from data.pipeline.executors import InProcess
+from data.pipeline.run import Run
+from data.views.settings import ViewsSettings
+from embed.scores.neighbours import Copies, ExactSearch, IndexSearch, Vectors, find_copies
+from embed.scores.similarity import build_scores
 from tests.conftest import make_config, tree_bytes
 
 DIM, THRESHOLD = 32, 0.95
@@ -162,7 +162,7 @@ def test_equal_inputs_are_not_compared_again_and_another_view_is(
     run = make_run(tmp_path, TWINS, threshold=0.999)
     build_scores(run, InProcess())
     assert not list(run.scratch.glob("semantic-*"))  # nothing is left of what the comparison found but the scores
-    monkeypatch.setattr("embed.duplicates.find_copies", lambda *_: pytest.fail("compared again"))
+    monkeypatch.setattr("embed.scores.semantic.find_copies", lambda *_: pytest.fail("compared again"))
     build_scores(run, InProcess())
     write_base(run)
     with pytest.raises(BaseException, match="compared again"):

@@ -9,13 +9,13 @@ import pytest
 from PIL import Image
 
 from benchmarks.fake_cache import unit_vectors, write_cache, write_view
-from data.errors import UserError
-from data.run import Run
-from data.shards import ShardReader
+from data.dataset.shards import ShardReader
+from data.pipeline.errors import UserError
+from data.pipeline.run import Run
 from embed import show as looking
 from embed.__main__ import COMMANDS
-from embed.clip import load_clip
-from embed.reader import EmbeddingReader
+from embed.clip.model import load_clip
+from embed.reading.reader import EmbeddingReader
 from embed.show import Query, caption_query, image_query, key_query, nearest
 from tests.conftest import make_config
 

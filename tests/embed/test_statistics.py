@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data.artifacts import read_json
-from data.run import Run
-from embed import statistics as module
-from embed.cache import CacheFormat, as_matrix, fixed_binary, write_part
-from embed.statistics import statistics
+from data.pipeline.artifacts import read_json
+from data.pipeline.run import Run
+from embed.encoding import statistics as module
+from embed.encoding.statistics import statistics
+from embed.format import CacheFormat, as_matrix, fixed_binary, write_part
 from tests.conftest import tree_bytes
 
 DIM, IMAGES = 6, 40

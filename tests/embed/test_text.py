@@ -14,10 +14,10 @@ from open_clip.coca_model import CoCa
 from open_clip.model import CustomTextCLIP
 from torch.nn.functional import normalize
 
-from data.errors import UserError
-from embed.clip import Clip, encode_captions, load_clip_folder, save_clip
-from embed.packing import pack
-from embed.tokens import hugging_face_tokenizer
+from data.pipeline.errors import UserError
+from embed.clip.model import Clip, encode_captions, load_clip_folder, save_clip
+from embed.clip.packing import pack
+from embed.clip.tokens import hugging_face_tokenizer
 
 LENGTH = 24
 CAPTIONS = [

@@ -5,10 +5,10 @@ import pytest
 import torch
 from PIL import Image
 
-from data.errors import UserError
+from data.pipeline.errors import UserError
 from data.sources import scene_world as world
-from eval.attribute_accuracy import judge_one_object, judge_two_objects
-from eval.attributes import Vocabulary, augment, load_classifier, save_classifier, train_classifier
+from eval.extract.attributes import Vocabulary, augment, load_classifier, save_classifier, train_classifier
+from eval.metrics.accuracy import judge_one_object, judge_two_objects
 from eval.settings import AttributeSettings
 
 COLOURS, GROUNDS = ("blue", "green", "red"), ("black", "white")

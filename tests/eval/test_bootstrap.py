@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from eval import bootstrap
+from eval.statistics import bootstrap
 
 
 def test_draws_depend_on_the_seed_alone_and_keep_the_number_of_captions():

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from eval.bootstrap import Estimate
-from eval.clip_score import clip_score, clip_score_hessel, r_precision
-from eval.diversity import within_caption_diversity
-from eval.measure import NO_VARIATION, SAME_CLIP, Measured, difference
+from eval.metrics.clip_score import clip_score, clip_score_hessel, r_precision
+from eval.metrics.diversity import within_caption_diversity
+from eval.metrics.measure import NO_VARIATION, SAME_CLIP, Measured, difference
+from eval.statistics.bootstrap import Estimate
 
 X, Y = np.array([1.0, 0.0]), np.array([0.0, 1.0])
 DIAGONAL = np.array([0.6, 0.8])

@@ -8,16 +8,16 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-import eval.evaluation as evaluation
-import eval.report as report
-from data.artifacts import publish_json
-from data.errors import UserError
-from eval.evaluation import Evaluation, compute_metrics, split_real
-from eval.extractors import ClipExtractor
-from eval.features import features_of
+import eval.protocols.run as evaluation
+import eval.report.build as report
+from data.pipeline.artifacts import publish_json
+from data.pipeline.errors import UserError
+from eval.extract.clip import ClipExtractor
+from eval.extract.stage import features_of
+from eval.generate import jobs, make_samples
 from eval.prompts import choose_prompts, make_prompts
+from eval.protocols.run import Evaluation, compute_metrics, split_real
 from eval.real_images import RealImages
-from eval.sample import jobs, make_samples
 from eval.settings import EvalSettings
 from eval.systems import system_inputs
 from eval.table import METRICS_SCHEMA, Row, publish_rows, read_rows

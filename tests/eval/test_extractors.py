@@ -10,8 +10,8 @@ from cleanfid.inception_torchscript import InceptionV3W
 from cleanfid.resize import build_resizer
 from torch import nn
 
-from data.errors import UserError
-from eval.extractors import InceptionExtractor, resize_for_inception
+from data.pipeline.errors import UserError
+from eval.extract.inception import InceptionExtractor, resize_for_inception
 from eval.settings import InceptionSettings
 
 

@@ -5,9 +5,10 @@ import pytest
 import scipy.linalg
 from cleanfid.fid import frechet_distance as cleanfid_distance
 
-from data.errors import UserError
-from eval import bootstrap
-from eval.frechet import Gaussian, Moments, frechet_distance, frechet_draws, small_n_warning
+from data.pipeline.errors import UserError
+from eval.metrics.frechet import Gaussian, frechet_distance, frechet_draws, small_n_warning
+from eval.statistics import bootstrap
+from eval.statistics.moments import Moments
 
 
 @pytest.fixture

@@ -6,13 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from data.artifacts import sha256_file
-from data.errors import UserError
-from data.samples import find_samples, read_samples
-from eval.image_sets import read_png, samples_set, tile
+from data.generations import find_samples, read_samples
+from data.pipeline.artifacts import sha256_file
+from data.pipeline.errors import UserError
+from eval.generate import SampleJob, draw_caption, image_rows, image_seed, make_samples
+from eval.images import read_png, samples_set, tile
 from eval.prompts import Prompt, choose_prompts, make_prompts, names_all, read_prompts
 from eval.real_images import RealImages, ranked
-from eval.sample import SampleJob, draw_caption, image_rows, image_seed, make_samples
 from eval.settings import PromptSetSettings
 from tests.eval.tiny_run import HOSTILE, FakeSystem, make_run
 

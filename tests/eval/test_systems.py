@@ -7,7 +7,7 @@ import torch
 
 import eval.systems as systems
 from eval.systems import RunSystem
-from training.sample import SamplingOptions
+from training.systems import SamplingOptions
 
 
 @dataclass

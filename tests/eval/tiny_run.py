@@ -8,15 +8,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from data.artifacts import PartSpec
-from data.config import parse_config
-from data.executors import InProcess
-from data.filters.settings import ViewsSettings
-from data.run import Run
-from data.runner import Stage, run_stage
-from data.shards import Sample, ShardWriter
+from data.dataset.shards import Sample, ShardWriter
+from data.pipeline.artifacts import PartSpec
+from data.pipeline.config import parse_config
+from data.pipeline.executors import InProcess
+from data.pipeline.run import Run
+from data.pipeline.runner import Stage, run_stage
 from data.sources import scene_world as world
-from eval.image_sets import write_png
+from data.views.settings import ViewsSettings
+from eval.images import write_png
 
 SIDE = 16
 N = 360

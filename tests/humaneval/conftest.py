@@ -2,12 +2,12 @@ from pathlib import Path
 
 import pytest
 
-from data.executors import InProcess
-from data.run import Run
-from humaneval.build import build_study
-from humaneval.database import open_database
-from humaneval.store import Store
-from humaneval.study import Study
+from data.pipeline.executors import InProcess
+from data.pipeline.run import Run
+from humaneval.rating.database import open_database
+from humaneval.rating.store import Store
+from humaneval.study.build import build_study
+from humaneval.study.study import Study
 from tests.humaneval.fake_run import fake_run
 
 LEASE_SECONDS = 60.0

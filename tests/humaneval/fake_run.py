@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, PngImagePlugin
 
-from data.artifacts import Artifact, PartSpec
-from data.config import Config, parse_config
-from data.executors import InProcess
-from data.run import Run
-from data.runner import Stage, run_stage
-from data.samples import SAMPLES_SCHEMA
+from data.generations import SAMPLES_SCHEMA
+from data.pipeline.artifacts import Artifact, PartSpec
+from data.pipeline.config import Config, parse_config
+from data.pipeline.executors import InProcess
+from data.pipeline.run import Run
+from data.pipeline.runner import Stage, run_stage
 
 GUIDANCE = 2.0
 CAPTIONS = (

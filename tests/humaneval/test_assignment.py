@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from humaneval.assignment import Assigned, Shown, choose_next
-from humaneval.study import Question
+from humaneval.rating.assignment import Assigned, Shown, choose_next
+from humaneval.study.study import Question
 
 
 @dataclass

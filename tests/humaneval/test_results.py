@@ -4,14 +4,14 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from data.errors import UserError
-from data.run import Run
+from data.pipeline.errors import UserError
+from data.pipeline.run import Run
 from humaneval.__main__ import COMMANDS
+from humaneval.rating.simulate import image_contrast, rater_noise, simulate
+from humaneval.rating.store import Store
 from humaneval.results import read_results, results_table, summarise, tidy_ratings
 from humaneval.settings import SimulatedRaters
-from humaneval.simulate import image_contrast, rater_noise, simulate
-from humaneval.store import Store
-from humaneval.study import Study
+from humaneval.study.study import Study
 from tests.humaneval.fake_run import fake_config, fake_run, png
 
 
@@ -72,7 +72,7 @@ def test_simulation_is_deterministic_and_resumable(study: Study, store: Store, t
     first = [(r.rater, r.question, r.left_image, r.answer) for r in store.ratings()]
     assert all(rater.startswith("simulated-") for rater, *_ in first)
     assert {answer for *_, answer in first} >= {"left", "right"}
-    from humaneval.database import open_database
+    from humaneval.rating.database import open_database
 
     other = Store(open_database(f"sqlite:///{tmp_path}/other.sqlite"), study, 3, 60)
     simulate(study, other, settings, seed=5)
@@ -89,7 +89,7 @@ def test_a_noiseless_simulated_rater_prefers_contrast(study: Study, store: Store
 
 
 def test_the_front_door_builds_simulates_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from data.cli import front_door
+    from data.pipeline.cli import front_door
 
     run = fake_run(tmp_path)
     toml = tmp_path / "fake.toml"

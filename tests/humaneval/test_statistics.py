@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, norm
 
-from humaneval.statistics import (
+from humaneval.statistics.clustered import two_way_clustered_interval
+from humaneval.statistics.rates import (
     normal_interval,
     three_way_shares,
-    two_way_clustered_interval,
     wilson_interval,
     win_rate,
     win_rate_without_ties,

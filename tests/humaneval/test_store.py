@@ -5,10 +5,10 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
-from data.errors import UserError
-from humaneval.database import LEASES, open_database, people_have_rated
-from humaneval.store import Store
-from humaneval.study import Study
+from data.pipeline.errors import UserError
+from humaneval.rating.database import LEASES, open_database, people_have_rated
+from humaneval.rating.store import Store
+from humaneval.study.study import Study
 from tests.humaneval.conftest import LEASE_SECONDS, Clock
 
 

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.artifacts import Artifact
-from data.errors import UserError
-from data.executors import InProcess
-from data.run import Run
-from data.samples import find_samples, read_samples
-from humaneval.build import build_study
-from humaneval.draft import Naming, Source, draw_questions
-from humaneval.images import check_png, compose_grid
-from humaneval.study import Study
+from data.generations import find_samples, read_samples
+from data.pipeline.artifacts import Artifact
+from data.pipeline.errors import UserError
+from data.pipeline.executors import InProcess
+from data.pipeline.run import Run
+from humaneval.study.build import build_study
+from humaneval.study.draft import Naming, Source, draw_questions
+from humaneval.study.images import check_png, compose_grid
+from humaneval.study.study import Study
 from tests.humaneval.fake_run import CAPTIONS, GUIDANCE, fake_config, fake_run, make_samples, png
 
 

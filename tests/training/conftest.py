@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from data.executors import InProcess
-from data.run import Run
+from data.pipeline.executors import InProcess
+from data.pipeline.run import Run
 from tests.conftest import make_config
 
 OPTIMISER = {"steps": 3, "batch": 8, "warmup": 1, "log_every": 1, "precision": "fp32"}
@@ -41,12 +41,12 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def embedded_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Dataset, views, CLIP and cache of thirty scenes."""
-    from data.dataset import build_dataset
-    from data.filters.basic import build_basic_scores
-    from data.filters.duplicates import build_duplicates
-    from data.views import build_base_view, build_train_view
-    from embed.encoder import build_embeddings
-    from training.clip import train_clip
+    from data.dataset.build import build_dataset
+    from data.scores.basic import build_basic_scores
+    from data.scores.duplicates import build_duplicates
+    from data.views.build import build_base_view, build_train_view
+    from embed.encoding.stage import build_embeddings
+    from training.tasks.clip import train_clip
 
     run = Run.open(make_config(tmp_path_factory.mktemp("run"), **SECTIONS))
     build_dataset(run, InProcess())
@@ -62,8 +62,8 @@ def embedded_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture(scope="session")
 def trained_run(embedded_run: Run) -> Run:
     """`embedded_run` with prior, decoder and GLIDE baseline."""
-    from training.decoder import train_decoder
-    from training.prior import train_prior
+    from training.tasks.decoder import train_decoder
+    from training.tasks.prior import train_prior
 
     train_prior(embedded_run)
     train_decoder(embedded_run, "decoder")

@@ -8,9 +8,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from training.compute import seeded
+from training.loop.seeds import seeded
+from training.loop.trainer import Trainer
 from training.settings import OptimiserSettings
-from training.trainer import Trainer
 
 
 class FakeTask:

@@ -6,17 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from data.errors import UserError
-from embed.clip import load_clip_folder
+from data.pipeline.errors import UserError
+from embed.clip.model import load_clip_folder
 from tests.conftest import save_tiny_clip
-from training.networks import (
-    INPUT_STD,
-    ClipShape,
-    Decoder,
-    DecoderCondition,
-    Prior,
-    PriorCondition,
-)
+from training.networks.conditions import ClipShape, DecoderCondition, PriorCondition
+from training.networks.prior import INPUT_STD, Prior
+from training.networks.text import TextEncoder, caption_mask
+from training.networks.unet import Decoder
 from training.settings import (
     DecoderArchitecture,
     DecoderSettings,
@@ -24,7 +20,6 @@ from training.settings import (
     PriorSettings,
     TextEncoderSettings,
 )
-from training.text_encoder import TextEncoder, caption_mask
 
 CLIP = ClipShape(embed_dim=8, context_length=6, vocab_size=12)
 SMALL_DECODER = DecoderArchitecture(

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from training.process import Process, loss_by_bucket, losses
+from training.diffusion.losses import loss_by_bucket, losses
+from training.diffusion.process import Process
 from training.settings import DiffusionSettings
 
 PREDICTIONS = ("eps", "x0", "v")

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.process import Process
-from training.samplers import NoiseStream, ancestral, ddim, guided
+from training.diffusion.guidance import guided
+from training.diffusion.process import Process
+from training.diffusion.samplers import NoiseStream, ancestral, ddim
 from training.settings import DiffusionSettings
 
 MEAN, STD = 0.7, 0.4

@@ -12,12 +12,13 @@ import pytest
 import torch
 from torch import nn
 
-from data.errors import UserError
-from training.compute import derived_seed, seeded
-from training.ema import Ema
+from data.pipeline.errors import UserError
+from training.loop.ema import Ema
+from training.loop.schedule import learning_rate
+from training.loop.seeds import derived_seed, seeded
+from training.loop.state import load_state, parameter_groups
+from training.loop.trainer import Stream, Trainer
 from training.settings import OptimiserSettings
-from training.state import load_state, parameter_groups
-from training.trainer import Stream, Trainer, learning_rate
 
 sys.path.insert(0, str(Path(__file__).parent))
 from fake_task import SETTINGS, FakeTask, trainer

@@ -8,18 +8,18 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from data.errors import UserError
-from data.run import Run
-from embed.clip import load_clip
-from embed.reader import PairBatch
+from data.pipeline.errors import UserError
+from data.pipeline.run import Run
+from embed.clip.model import load_clip
+from embed.reading.reader import PairBatch
 from tests.conftest import make_config
 from training.__main__ import COMMANDS
-from training.batches import PixelStore, reduce_image, to_uint8, to_unit
-from training.clip import clip_pixels, model_config, normalised, retrieval
-from training.decoder import DecoderTask
-from training.prior import cosines, spread
-from training.sample import fixed_batches, keep_closest
+from training.loop.pixels import PixelStore, reduce_image, to_uint8, to_unit
 from training.settings import ClipArchitecture
+from training.systems import fixed_batches, keep_closest
+from training.tasks.clip import clip_pixels, model_config, normalised, retrieval
+from training.tasks.decoder import DecoderTask
+from training.tasks.prior import cosines, spread
 
 
 def test_uint8_is_rounded_and_inverts_to_unit() -> None:
@@ -137,7 +137,7 @@ def test_both_kinds_of_image_tower_can_be_built() -> None:
 def test_front_door_says_when_no_clip_is_trained(
     trained_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from data.cli import front_door
+    from data.pipeline.cli import front_door
 
     assert front_door("training", "", COMMANDS, ["clip", "--config", str(trained_run.folder / "config.toml")]) == 0
     assert str(trained_run.clip.folder) in capsys.readouterr().out

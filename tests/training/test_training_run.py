@@ -10,17 +10,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from data.artifacts import Artifact
-from data.config import parse_config
-from data.errors import UserError
-from data.run import Run
-from embed.clip import load_clip
-from embed.reader import EmbeddingReader
+from data.pipeline.artifacts import Artifact
+from data.pipeline.config import parse_config
+from data.pipeline.errors import UserError
+from data.pipeline.run import Run
+from embed.clip.model import load_clip
+from embed.reading.reader import EmbeddingReader
 from tests.conftest import make_config, tree_bytes
 from training.checkpoints import load_decoder, load_prior
-from training.decoder import train_decoder
-from training.prior import train_prior
-from training.sample import SamplingOptions, load_system, sample_decoder
+from training.systems import SamplingOptions, load_system, sample_decoder
+from training.tasks.decoder import train_decoder
+from training.tasks.prior import train_prior
 
 OPTIONS = SamplingOptions(guidance_prior=1.5, guidance_decoder=2.0, steps_prior=3, steps_decoder=3, batch=4)
 CAPTIONS = ["a red square", "a small green circle on a white background", "two blue triangles", "a star", ""]

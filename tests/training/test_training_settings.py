@@ -5,8 +5,8 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from data.config import parse_config
-from data.errors import UserError
+from data.pipeline.config import parse_config
+from data.pipeline.errors import UserError
 from training.settings import ClipTrainingSettings, DecoderSettings, OptimiserSettings, PriorSettings
 
 RUN = {"run": {"name": "x"}, "dataset": {"scenes": {"samples": 1}}}

@@ -1,0 +1,18 @@
+"""Which split an image falls into: test, val or train, by hashing."""
+
+import hashlib
+from typing import TYPE_CHECKING
+
+from data.sources.settings import SplitSettings
+
+if TYPE_CHECKING:
+    pass
+
+
+def draw_split(identity: str, shares: SplitSettings, seed: int) -> str:
+    """`test`, `val` or `train` by hashing (seed, image identity): the same image lands in the same split in any dataset."""
+    digest = hashlib.sha256(f"{seed}/{identity}".encode()).digest()
+    u = int.from_bytes(digest[:8], "big") / 2**64
+    if u < shares.test:
+        return "test"
+    return "val" if u < shares.test + shares.val else "train"

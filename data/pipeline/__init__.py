@@ -1,0 +1,1 @@
+"""The machine that all rooms use: config, artifacts, stages, runner, executors, runs, lineage."""

@@ -1,0 +1,173 @@
+"""Where parts run: in this process, or on Dask workers. The functions they run know nothing of either."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from data.pipeline.errors import StageFailed, UserError
+from data.pipeline.settings import ClusterSettings
+
+T = TypeVar("T")
+
+
+class WorkerDied(RuntimeError):
+    """The process that ran a task disappeared."""
+
+
+class Executor(Protocol):
+    def run(
+        self, name: str, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], labels: Sequence[T]
+    ) -> Iterator[tuple[T, Any]]:
+        """Call `function(*args)` for each entry of `calls`; yield (label, result or exception) in order of completion."""
+        ...
+
+
+class InProcess:
+    """One call after another, here. For cheap stages, tests and debugging."""
+
+    def run(
+        self, name: str, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], labels: Sequence[T]
+    ) -> Iterator[tuple[T, Any]]:
+        for label, args in zip(labels, calls, strict=True):
+            try:
+                outcome = function(*args)
+            except Exception as error:
+                outcome = error
+            yield label, outcome
+
+
+class OnDask:
+    """A Dask client. At most one call a thread is in flight, so that a dying worker takes only the part it was making with it.
+
+    With `resource`, calls go to the workers that offer it, each taking one of it; where no worker does, to all.
+    """
+
+    def __init__(self, client: Any, resource: str | None = None) -> None:
+        self.client, self.resource = client, resource
+
+    def run(
+        self, name: str, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], labels: Sequence[T]
+    ) -> Iterator[tuple[T, Any]]:
+        """Raises StageFailed when the scheduler is gone."""
+        from concurrent.futures import CancelledError
+
+        try:
+            yield from self._run(function, list(zip(labels, calls, strict=True))[::-1])
+        except (CancelledError, OSError) as error:
+            # Outcomes are handed on, not raised: what arrives here concerns the connection alone.
+            address = getattr(self.client.scheduler, "address", "?")
+            raise StageFailed(
+                f"{name}: the Dask scheduler at {address} is gone; what is complete is kept: "
+                "start it and its workers again (or set cluster.workers) and run the same command again"
+            ) from error
+
+    def _run(self, function: Callable[..., Any], todo: list[tuple[T, tuple[Any, ...]]]) -> Iterator[tuple[T, Any]]:
+        from distributed import as_completed
+
+        running: dict[Any, T] = {}
+        completed = as_completed(with_results=False)
+
+        def submit() -> None:
+            label, args = todo.pop()
+            needs = {self.resource: 1} if self._offered() else None
+            future = self.client.submit(function, *args, pure=False, retries=0, resources=needs)
+            running[future] = label
+            completed.add(future)
+
+        def fill() -> None:
+            # Read anew each time: workers of a running scheduler come and go.
+            while todo and len(running) < max(1, self._offered() or sum(self.client.nthreads().values())):
+                submit()
+
+        fill()
+        for future in completed:
+            label = running.pop(future)
+            yield label, self._outcome(future)
+            future.release()
+            fill()
+
+    def _offered(self) -> int:
+        """How many calls the workers' resource admits at a time; 0 where no worker offers it."""
+        if self.resource is None:
+            return 0
+        workers = self.client.scheduler_info(n_workers=-1)["workers"].values()
+        return int(sum(worker["resources"].get(self.resource, 0) for worker in workers))
+
+    def _outcome(self, future: Any) -> Any:
+        from distributed import KilledWorker
+
+        error = future.exception()
+        if error is None:
+            return future.result()
+        return WorkerDied(str(error)) if isinstance(error, KilledWorker) else error
+
+
+def _worker_log(folder: Path) -> Any:
+    """A plugin that sends a worker process's stderr (libtiff's complaints about a file, native crashes) to `logs/workers.log`,
+    also after a restart."""
+    from distributed import WorkerPlugin
+
+    class WorkerLog(WorkerPlugin):
+        name = "worker-log"
+
+        def __init__(self, path: str) -> None:
+            self.path = path
+
+        def setup(self, worker: Any) -> None:
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.dup2(descriptor, sys.stderr.fileno())
+            os.close(descriptor)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    return WorkerLog(str((folder / "workers.log").resolve()))
+
+
+@contextmanager
+def open_executor(
+    settings: ClusterSettings, scratch: Path, resource: str | None = None, holders: int = 0
+) -> Iterator[Executor]:
+    """An executor for the settings: in this process (`workers = 0`), a local cluster of single-threaded worker processes, or a
+    running scheduler. Workers' scratch lies in `scratch`.
+
+    `resource` ("GPU") is a Dask resource: a local cluster then has `holders` workers that offer one each (0: `workers` that offer
+    none); of a running scheduler those workers are used that were started with `--resources "GPU=1"`, where there are any.
+    """
+    if settings.address is None and settings.workers == 0:
+        yield InProcess()
+        return
+    import dask
+    from distributed import Client, LocalCluster
+
+    # A worker's death is ours to judge (see runner.MAX_DEATHS), so the scheduler reports the first one.
+    with dask.config.set({"distributed.scheduler.allowed-failures": 0, "distributed.worker.daemon": True}):
+        if settings.address is not None:
+            try:
+                client = Client(settings.address, timeout="10s")
+            except (OSError, ValueError, TimeoutError) as error:
+                raise UserError(f"cluster.address: no Dask scheduler answers at {settings.address}: {error}") from None
+            # A lost connection is reported by OnDask in one line; the client would add a traceback of its own.
+            logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
+            with client:
+                try:
+                    client.wait_for_workers(1, timeout=60)
+                except TimeoutError:
+                    raise UserError(
+                        f"cluster.address: the scheduler at {settings.address} has no worker after 60 s"
+                    ) from None
+                yield OnDask(client, resource)
+            return
+        scratch.mkdir(parents=True, exist_ok=True)
+        cluster = LocalCluster(
+            n_workers=holders or settings.workers, threads_per_worker=1, processes=True, memory_limit=settings.memory_limit,
+            dashboard_address="127.0.0.1:0", local_directory=str(scratch), silence_logs=40,
+            resources={resource: 1} if resource and holders else None,
+        )  # fmt: skip
+        # A worker's death is said by the runner, with the part's name.
+        logging.getLogger("distributed.scheduler").setLevel(logging.CRITICAL)
+        with cluster, Client(cluster) as client:
+            client.register_plugin(_worker_log(scratch.parent / "logs"))
+            yield OnDask(client, resource)

@@ -1,0 +1,1 @@
+"""Columns about pairs that need no CLIP."""

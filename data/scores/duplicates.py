@@ -1,0 +1,196 @@
+"""`scores/duplicates`: which images are copies of each other, and how many images carry a caption. Over the whole dataset, in the
+driver.
+
+Facts, no decisions: a group of copies is named by the key of its first image, in the most protected split (test, then val, then
+train) and there with the smallest key. Which image of a group is kept, a view decides (`data.views.copies`).
+"""
+
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from data.dataset.ledger import ledger_path
+from data.pipeline.artifacts import Artifact, PartSpec, fingerprint
+from data.pipeline.errors import UserError
+from data.pipeline.executors import InProcess
+from data.pipeline.run import Run
+from data.pipeline.runner import Stage, run_stage
+from data.scores.basic import require_fresh_basic
+from data.scores.near import Looks, first_linked, near_any_of, near_groups
+from data.scores.settings import DuplicatesSettings
+from data.views.settings import ViewsSettings
+
+STAGE_VERSION = 2
+PROTECTED = ("test", "val", "train")  # the most protected split first
+EVALUATION = PROTECTED[:2]
+
+DUPLICATES_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("caption_index", pa.int32()),
+        ("split", pa.string()),
+        # The group's first key, null for images without a copy:
+        ("url_group", pa.string()),  # equal URL but for http or https and the fragment
+        ("bytes_group", pa.string()),  # equal original or stored bytes, through any chain of such images
+        ("near_group", pa.string()),  # near each other, through any chain of near images, see data.scores.near
+        # Of training images: the val or test image with equal bytes, else the first near one.
+        ("eval_copy_of", pa.string()),
+        # Images that carry this caption (by data.scores.captions.caption_hash), itself included.
+        ("caption_copies", pa.int32()),
+    ]
+)
+GROUPS = ("url", "bytes", "near")
+LEDGER_COLUMNS = ["key", "split", "reason", "url", "original_sha256", "stored_sha256"]
+BASIC_COLUMNS = ["key", "caption_index", "caption_hash", "pixel_std", "phash", "colours"]
+
+
+def build_duplicates(run: Run) -> Artifact:
+    """Compare all stored images and captions, when any of them changed."""
+    settings = run.config[ViewsSettings].duplicates
+    basic = require_fresh_basic(run)
+    made_from = {"images": images_digest(run)}
+    parts = [PartSpec(receipt.name, made_from) for receipt in basic.receipts()]
+    stage = Stage(
+        "scores-duplicates", STAGE_VERSION, run.scores("duplicates").folder, settings.model_dump(mode="json"), parts,
+        _Comparison(run.dataset, basic, settings).write,
+    )  # fmt: skip
+    return run_stage(stage, InProcess(), run.logs)
+
+
+def images_digest(run: Run) -> str:
+    """Of everything that the comparison reads: each part depends on all of it."""
+    ledgers = {r.name: r.files[f"ledger/{r.name}.parquet"]["sha256"] for r in run.dataset.receipts()}
+    return fingerprint([ledgers, {r.name: r.files for r in run.scores("basic").receipts()}])
+
+
+def require_fresh_duplicates(run: Run) -> Artifact:
+    """The scores, complete and of the images as they are now. Raises UserError naming the command that makes them."""
+    scores = run.scores("duplicates").require("python -m data scores")
+    require_fresh_basic(run)
+    # Not owned by the section: other thresholds of a view need no new comparison.
+    if scores.settings() != run.config[ViewsSettings].duplicates.model_dump(mode="json"):
+        raise UserError(
+            f"{scores.folder} was made with other settings than views.duplicates; delete it and run `python -m data scores`"
+        )
+    made_from = {part["inputs"]["images"] for part in (scores.plan_json() or {"parts": []})["parts"]}
+    if made_from - {images_digest(run)}:
+        raise UserError(f"{scores.folder} was made before the dataset changed; run `python -m data scores` again")
+    return scores
+
+
+class _Comparison:
+    """All answers, computed once when the first part asks; `write` is the part function and stays in this process."""
+
+    def __init__(self, dataset: Artifact, basic: Artifact, settings: DuplicatesSettings) -> None:
+        self.dataset, self.basic, self.settings = dataset, basic, settings
+
+    @cached_property
+    def answers(self) -> dict[str, pa.Table]:
+        """DUPLICATES_SCHEMA by part."""
+        names = [receipt.name for receipt in self.basic.receipts()]
+        pairs = [pq.read_table(self.basic.folder / f"{name}.parquet", columns=BASIC_COLUMNS) for name in names]
+        table = _answers(stored_images(self.dataset), pa.concat_tables(pairs), self.settings)
+        ends = np.cumsum([len(own) for own in pairs])
+        return {n: table.slice(end - len(own), len(own)) for n, own, end in zip(names, pairs, ends, strict=True)}
+
+    def write(self, spec: PartSpec, attempt: Path) -> dict[str, int]:
+        table = self.answers[spec.name].combine_chunks()
+        pq.write_table(table, attempt / f"{spec.name}.parquet", compression="zstd")
+        first = table.filter(pc.equal(table["caption_index"], 0))
+        copies = {
+            f"{kind}_copies": pc.sum(pc.not_equal(first[f"{kind}_group"], first["key"])).as_py() or 0 for kind in GROUPS
+        }
+        copies["eval_copies"] = len(first) - first["eval_copy_of"].null_count
+        return {"pairs": len(table), "samples": len(first), **copies}
+
+
+def stored_images(dataset: Artifact) -> pa.Table:
+    """The ledger's rows of stored images, the kept one of equals first: by protection of the split, then by key."""
+    ledger = pa.concat_tables(
+        pq.read_table(ledger_path(dataset.folder, r.name), columns=LEDGER_COLUMNS) for r in dataset.receipts()
+    )
+    stored = ledger.filter(pc.is_null(ledger["reason"])).drop_columns("reason")
+    rank = pc.index_in(stored["split"], pa.array(PROTECTED))
+    return stored.append_column("rank", rank).sort_by([("rank", "ascending"), ("key", "ascending")])
+
+
+def looks_of(images: pa.Table, pairs: pa.Table) -> Looks:
+    """What each of `images` looks like, from the rows of `scores/basic`."""
+    rows = pairs.take(pc.index_in(images["key"], pairs["key"].combine_chunks()))
+    colours = b"".join(rows["colours"].to_pylist())
+    return Looks(
+        rows["phash"].to_numpy(),
+        np.frombuffer(colours, np.uint8).reshape(len(rows), -1) if len(rows) else np.empty((0, 48), np.uint8),
+        rows["pixel_std"].to_numpy(),
+    )
+
+
+def first_equal(images: pa.Table, columns: list[str]) -> NDArray[np.int64]:
+    """For every image the first row that has the same (not empty) value in one of the columns, through any chain of such rows."""
+    n = len(images)
+    rows = np.arange(n)
+    links = [np.empty((0, 2), np.int64)]
+    for column in columns:
+        codes = pc.fill_null(images[column], "").combine_chunks().dictionary_encode()
+        kind = codes.indices.to_numpy()
+        first = np.full(len(codes.dictionary), n)
+        np.minimum.at(first, kind, rows)
+        same = pc.greater(pc.utf8_length(codes.dictionary), 0).to_numpy(zero_copy_only=False)[kind]
+        links.append(np.stack([first[kind][same], rows[same]], axis=1))
+    return first_linked(np.concatenate(links), n)
+
+
+def _answers(images: pa.Table, pairs: pa.Table, settings: DuplicatesSettings) -> pa.Table:
+    """DUPLICATES_SCHEMA for every row of `pairs`, in their order."""
+    address = pc.replace_substring_regex(pc.replace_substring_regex(images["url"], r"^https?://", ""), "#.*$", "")
+    same_bytes = first_equal(images, ["original_sha256", "stored_sha256"])
+    looks = looks_of(images, pairs)
+    found = {
+        "url_group": _of_several(first_equal(pa.table({"url": address}), ["url"])),
+        "bytes_group": _of_several(same_bytes),
+        "near_group": _of_several(near_groups(looks, settings)),
+        "eval_copy_of": _evaluation_copies(images, same_bytes, looks, settings),
+    }
+    image_of = pc.index_in(pairs["key"], images["key"].combine_chunks())
+    keys = images["key"].combine_chunks()
+    columns = {name: keys.take(_optional(rows)).take(image_of.combine_chunks()) for name, rows in found.items()}
+    columns["split"] = images["split"].take(image_of)
+    columns |= {name: pairs[name] for name in ("key", "caption_index")}
+    columns["caption_copies"] = _caption_copies(pairs)
+    return pa.table({field.name: columns[field.name] for field in DUPLICATES_SCHEMA}, schema=DUPLICATES_SCHEMA)
+
+
+def _evaluation_copies(
+    images: pa.Table, same_bytes: NDArray[np.int64], looks: Looks, settings: DuplicatesSettings
+) -> NDArray[np.int64]:
+    """For training images the evaluation image of which they are a copy; -1 for others. Evaluation images come first in `images`."""
+    rank = images["rank"].to_numpy()
+    evaluation = int((rank < len(EVALUATION)).sum())
+    found = np.full(len(images), -1)
+    found[evaluation:] = near_any_of(looks[np.arange(evaluation, len(images))], looks[np.arange(evaluation)], settings)
+    by_bytes = np.flatnonzero(same_bytes < evaluation)
+    by_bytes = by_bytes[by_bytes >= evaluation]
+    found[by_bytes] = same_bytes[by_bytes]
+    return found
+
+
+def _of_several(first: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The first row of each row's group; -1 for rows that are alone in theirs."""
+    return np.where(np.bincount(first, minlength=len(first))[first] > 1, first, -1)
+
+
+def _caption_copies(pairs: pa.Table) -> pa.Array:
+    """Of every pair, the number of distinct images that carry its caption."""
+    counts = pairs.group_by("caption_hash").aggregate([("key", "count_distinct")])
+    where = pc.index_in(pairs["caption_hash"], counts["caption_hash"].combine_chunks())
+    return counts["key_count_distinct"].take(where).cast(pa.int32())
+
+
+def _optional(rows: NDArray[np.int64]) -> pa.Array:
+    """Row numbers with null for -1."""
+    return pa.array(rows, mask=rows < 0)

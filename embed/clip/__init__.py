@@ -1,0 +1,1 @@
+"""A frozen CLIP: loading, identity, tokens, text towers."""

@@ -1,0 +1,1 @@
+"""Reading the cache: by row, by key, in an epoch's order."""

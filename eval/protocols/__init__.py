@@ -1,0 +1,1 @@
+"""Which numbers a run, a sweep or a paper asks for."""

@@ -1,0 +1,1 @@
+"""From answers to rates and intervals."""

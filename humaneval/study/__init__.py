@@ -1,0 +1,1 @@
+"""Drawing, making and reading a study."""

@@ -1,0 +1,1 @@
+"""Noise process, losses, samplers, guidance."""

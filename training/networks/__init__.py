@@ -1,0 +1,1 @@
+"""Networks, on diffusers' model classes."""

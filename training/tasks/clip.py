@@ -1,0 +1,176 @@
+"""Training a small CLIP from scratch on the run's own images, for runs without a pretrained one.
+
+It reads the view `base` (never a view made of its own scores) and is written in the format that `embed/clip/model.py` owns.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from open_clip import CLIP
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from data.dataset.plan import read_plan
+from data.dataset.shards import ShardReader
+from data.pipeline.artifacts import Artifact, PartSpec, canonical_json
+from data.pipeline.errors import UserError
+from data.pipeline.run import Run
+from data.views.reading import kept_pairs
+from embed.clip.model import BPE_FILE, load_clip_folder, save_clip, shrink_bpe, tokenizer_for
+from embed.settings import ClipSettings
+from training.checkpoints import LOG, run_of, train_model, write_log
+from training.loop.pixels import PixelStore
+from training.loop.seeds import seeded
+from training.loop.trainer import Trainer, final_numbers
+from training.settings import ClipArchitecture, ClipTrainingSettings
+
+MAX_LOGIT_SCALE = 100.0  # Radford et al. 2021, section 2.5
+
+
+@dataclass(frozen=True)
+class CaptionedImages:
+    """Distinct images of a split, in order of key, each with its kept captions."""
+
+    keys: list[str]
+    captions: list[list[str]]
+
+
+def model_config(settings: ClipArchitecture, vocab_size: int) -> dict[str, Any]:
+    """open_clip's model config."""
+    vision: dict[str, Any] = {
+        "image_size": settings.image_size,
+        "width": settings.width,
+        "head_width": settings.head_width,
+    }
+    if settings.patch is None:
+        vision |= {"layers": list(settings.layers)}
+    else:
+        vision |= {"layers": settings.depth, "patch_size": settings.patch}
+    text = {
+        "context_length": settings.context_length, "vocab_size": vocab_size, "width": settings.text_width,
+        "heads": settings.text_heads, "layers": settings.text_layers,
+    }  # fmt: skip
+    return {"embed_dim": settings.embed_dim, "vision_cfg": vision, "text_cfg": text}
+
+
+def clip_pixels(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """What the saved CLIP's own preprocessing makes of an image, before normalisation: uint8 (size, size, 3)."""
+    config = PreprocessCfg(size=size)
+    tensor = image_transform_v2(config, is_train=False)(Image.fromarray(image))
+    pixels: Tensor = (tensor * _column(config.std) + _column(config.mean)) * 255
+    return pixels.round().to(torch.uint8).permute(1, 2, 0).numpy()
+
+
+def normalised(pixels: Tensor) -> Tensor:
+    """uint8 (n, 3, size, size) -> the float32 input of the image tower."""
+    config = PreprocessCfg(size=pixels.shape[-1])
+    return (pixels.float() / 255 - _column(config.mean)) / _column(config.std)
+
+
+def _column(values: Sequence[float]) -> Tensor:
+    return torch.tensor(values).view(3, 1, 1)
+
+
+class ClipTask:
+    """Symmetric contrastive loss over a batch of images, each with one of its captions."""
+
+    name = "clip"
+
+    def __init__(
+        self, settings: ClipTrainingSettings, config: Mapping[str, Any], tokenizer: Any,
+        train: CaptionedImages, val: CaptionedImages, pixels: PixelStore, seed: int,
+    ) -> None:  # fmt: skip
+        self.settings, self.seed, self.pixels = settings, seed, pixels
+        self.train, self.val, self.size = train, val, len(train.keys)
+        self.counts = torch.tensor([len(captions) for captions in train.captions])
+        self.first = torch.cumsum(self.counts, 0) - self.counts
+        self.ids: Tensor = tokenizer([caption for captions in train.captions for caption in captions])
+        self.val_ids: Tensor = tokenizer([captions[0] for captions in val.captions])
+        with seeded("init", seed, self.name):
+            self.network = CLIP(**config)
+
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        return np.random.default_rng([self.seed, epoch]).permutation(self.size)
+
+    def loss(
+        self, model: nn.Module, items: NDArray[np.int64], generator: torch.Generator, device: torch.device
+    ) -> Tensor:
+        with torch.no_grad():
+            self.network.logit_scale.clamp_(max=float(np.log(MAX_LOGIT_SCALE)))
+        drawn = (torch.rand(len(items), generator=generator) * self.counts[items]).long()
+        images = normalised(self.pixels.fetch([self.train.keys[i] for i in items])).to(device)
+        z_i, z_t, scale = model(images, self.ids[self.first[items] + drawn].to(device))
+        logits = scale.float() * z_i.float() @ z_t.float().T
+        truth = torch.arange(len(items), device=device)
+        return (cross_entropy(logits, truth) + cross_entropy(logits.T, truth)) / 2
+
+    def validate(self, network: nn.Module, device: torch.device) -> dict[str, float]:
+        """Retrieval among distinct held-out images, each with its first caption."""
+        z_i, z_t = [], []
+        for rows in torch.arange(len(self.val.keys)).split(self.settings.optimiser.batch):
+            images = normalised(self.pixels.fetch([self.val.keys[i] for i in rows])).to(device)
+            found = network(images, self.val_ids[rows].to(device))
+            z_i.append(found[0].double().cpu())
+            z_t.append(found[1].double().cpu())
+        return retrieval(torch.cat(z_i), torch.cat(z_t))
+
+
+def retrieval(z_i: Tensor, z_t: Tensor) -> dict[str, float]:
+    """Share of rows whose own partner is among the 1 or 5 nearest, in both directions, for unit vectors (n, d); and n."""
+    found: dict[str, float] = {"images": float(len(z_i))}
+    for name, similarity in (("image_to_text", z_i @ z_t.T), ("text_to_image", z_t @ z_i.T)):
+        # Ties (equal captions) count against us: a rank is the number of others at least as near.
+        rank = (similarity >= similarity.diagonal()[:, None]).sum(1) - 1
+        found |= {f"{name}_r{k}": (rank < k).double().mean().item() for k in (1, 5)}
+    return found
+
+
+def train_clip(run: Run) -> Artifact | None:
+    """`clip/`, or None where the profile names a CLIP that exists already."""
+    if run.config[ClipSettings].source != "run":
+        return None
+    inputs = {
+        "dataset": run.dataset.require("make dataset").digest(),
+        "view": run.view("base").require("make dataset").digest(),
+    }
+    return train_model(run, run.clip, "clip", run.config[ClipTrainingSettings], inputs, make_clip)
+
+
+def make_clip(spec: PartSpec, attempt: Path) -> Mapping[str, int]:
+    run = run_of(spec)
+    settings = run.config[ClipTrainingSettings]
+    train, val = captioned_images(run, "train"), captioned_images(run, "val", settings.validation_samples)
+    vocab_size = shrink_bpe([caption for captions in train.captions for caption in captions], attempt / BPE_FILE)
+    config = model_config(settings.architecture, vocab_size)
+    pixels = PixelStore(ShardReader(run.dataset), train.keys + val.keys, settings.architecture.image_size, clip_pixels)
+    task = ClipTask(settings, config, tokenizer_for(config, attempt / BPE_FILE), train, val, pixels, run.seed)
+    trainer = Trainer(task, settings.optimiser, run.seed, Path(spec.payload["work"]), settings.checkpoint_seconds)
+    average, log = trainer.run()
+    save_clip(attempt, average, config)
+    write_log(attempt / LOG, log)
+    identity = {"identity": load_clip_folder(attempt).identity}
+    (attempt / "metrics.json").write_bytes(canonical_json(final_numbers(log) | identity))
+    return {"images": len(train.keys), "parameters": sum(p.numel() for p in average.parameters())}
+
+
+def captioned_images(run: Run, split: str, limit: int | None = None) -> CaptionedImages:
+    """What the view `base` keeps of a split; with `limit` an evenly spaced choice. Raises UserError when that is nothing."""
+    plan = read_plan(run.dataset.folder).select(["key", "captions", "split"]).to_pylist()
+    captions_of = {row["key"]: row["captions"] for row in plan if row["split"] == split}
+    kept: dict[str, list[str]] = {}
+    for pair in kept_pairs(run.view("base")).to_pylist():
+        if pair["key"] in captions_of:
+            kept.setdefault(pair["key"], []).append(captions_of[pair["key"]][pair["caption_index"]])
+    if not kept:
+        raise UserError(f"the view base keeps no image of the split {split}; loosen [views.base] or use more images")
+    keys = sorted(kept)
+    if limit is not None and limit < len(keys):
+        keys = [keys[i * len(keys) // limit] for i in range(limit)]
+    return CaptionedImages(keys, [kept[key] for key in keys])

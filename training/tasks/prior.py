@@ -1,0 +1,116 @@
+"""Training the diffusion prior: caption and z_t -> z_i, from the embedding cache alone."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
+
+from data.pipeline.artifacts import Artifact, PartSpec
+from data.pipeline.run import Run
+from embed.clip.model import load_clip
+from embed.reading.reader import EmbeddingReader, PairBatch
+from training.checkpoints import Trained, run_of, train_model, write_model
+from training.diffusion.losses import loss_by_bucket, losses
+from training.diffusion.process import Process
+from training.loop.seeds import derived_seed, seeded
+from training.loop.trainer import Trainer
+from training.networks.conditions import ClipShape, PriorCondition
+from training.networks.prior import Prior
+from training.settings import PriorSettings
+from training.systems import sample_prior
+
+VALIDATION_STEPS = 16
+
+
+class PriorTask:
+    """Regress the scaled z_i from its noised self (x_0-prediction, MSE)."""
+
+    name = "prior"
+
+    def __init__(
+        self, settings: PriorSettings, clip: ClipShape, train: EmbeddingReader, val: EmbeddingReader, seed: int
+    ) -> None:
+        self.settings, self.seed = settings, seed
+        self.train, self.val, self.size = train, val, len(train)
+        self.process = Process(settings.diffusion)
+        with seeded("init", seed, self.name):
+            self.network = Prior(settings.architecture, clip)
+
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        return self.train.order(self.seed, epoch)
+
+    def loss(
+        self, model: nn.Module, items: NDArray[np.int64], generator: torch.Generator, device: torch.device
+    ) -> Tensor:
+        pairs = self.train.fetch(items)
+        drop = torch.rand(len(items), generator=generator) < self.settings.drop
+        return self._losses(model, pairs, drop, generator, device)[0].mean()
+
+    def _losses(
+        self, model: nn.Module, pairs: PairBatch, drop: Tensor, generator: torch.Generator, device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        """Loss of each pair at a random timestep, and the timesteps."""
+        x0 = self.network.scale(pairs.image_embedding.to(device))
+        t = self.process.draw_t(len(x0), generator)
+        eps = torch.randn(x0.shape, generator=generator).to(device)
+        cond = PriorCondition(pairs.token_ids.to(device), pairs.text_embedding.to(device), drop.to(device))
+        output = model(self.process.q_sample(x0, t, eps), t.to(device), cond)
+        return losses(output, self.process.target(x0, t, eps)), t
+
+    def validate(self, network: nn.Module, device: torch.device) -> dict[str, float]:
+        """Loss by quarter of the timesteps, and cosines to the true z_i beside those of controls."""
+        pairs = self.val.fetch(spread(len(self.val), self.settings.validation_samples))
+        generator = torch.Generator().manual_seed(derived_seed("validate", self.seed))
+        loss, t = self._losses(network, pairs, torch.zeros(len(pairs.keys), dtype=torch.bool), generator, device)
+        trained = Trained("prior", network, self.process, self.settings.optimiser.precision, "", {})
+        drawn = sample_prior(
+            trained, pairs.token_ids, pairs.text_embedding, list(range(len(pairs.keys))), 1.0, VALIDATION_STEPS, 1
+        )
+        return loss_by_bucket(loss, t, self.process.T) | cosines(drawn, pairs, self.train.images()[1].mean(0))
+
+
+def spread(n: int, count: int) -> NDArray[np.int64]:
+    """At most `count` of n rows, evenly spaced and in order."""
+    return np.unique(np.linspace(0, n - 1, min(n, count)).round().astype(np.int64))
+
+
+def cosines(drawn: Tensor, pairs: PairBatch, mean: Tensor) -> dict[str, float]:
+    """Mean cosine to the true z_i of the prior's draws and of what needs no prior: z_t, the mean embedding, another caption's draw."""
+    truth = pairs.image_embedding
+    # Half way round: the neighbouring row is often another caption of the same image.
+    other = drawn.roll(len(drawn) // 2, 0)
+    against = {
+        "sample": drawn,
+        "text": pairs.text_embedding,
+        "mean": mean.expand_as(truth),
+        "shuffled": other,
+    }
+    return {
+        f"cosine_{name}": cosine_similarity(z.double(), truth.double()).mean().item() for name, z in against.items()
+    }
+
+
+def train_prior(run: Run) -> Artifact:
+    """`models/prior`, from the cache and the view `train`."""
+    embeddings, view = run.embeddings.require("make embeddings"), run.view("train").require("make embeddings")
+    inputs = {"embeddings": embeddings.digest(), "view": view.digest(), "clip": load_clip(run).identity}
+    return train_model(run, run.model("prior"), "prior", run.config[PriorSettings], inputs, make_prior)
+
+
+def make_prior(spec: PartSpec, attempt: Path) -> Mapping[str, int]:
+    run = run_of(spec)
+    settings, clip = run.config[PriorSettings], load_clip(run)
+    shape = ClipShape(clip.embed_dim, clip.context_length, clip.vocab_size)
+    train, val = (
+        EmbeddingReader(run.embeddings, run.view("train"), split, clip.identity) for split in ("train", "val")
+    )
+    task = PriorTask(settings, shape, train, val, run.seed)
+    trainer = Trainer(task, settings.optimiser, run.seed, Path(spec.payload["work"]), settings.checkpoint_seconds)
+    write_model(
+        attempt, "prior", trainer, settings.model_dump(mode="json", include={"architecture", "diffusion"}), shape, spec
+    )
+    return {"pairs": len(train), "parameters": sum(p.numel() for p in task.network.parameters())}
