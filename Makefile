@@ -88,10 +88,11 @@ test: $(READY) ## fast tests, under 10 minutes on 2 cores
 test-slow: $(READY) ## random-kill sweeps, browser, external scheduler
 	$(PY) -m pytest -m slow $(ARGS)
 
-lint: $(READY) ## ruff and mypy
+lint: $(READY) ## ruff, mypy and the order of the rooms (import-linter)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	.venv/bin/lint-imports
 
 clean: ## remove caches (never runs/ or .venv)
 	rm -rf .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -1,9 +1,9 @@
 """Images from a shard's JPEG bytes to CLIP vectors on 2 cores, random-weight ViT-B-32: images per second.
 
-Ours: `embed.encoding.images.encode_shard_images`, two lanes of one thread in one process (what `workers = 0` gives),
-and the default of users, two worker processes of one lane each, a shard each. Peer: the plain loop, a DataLoader with 0, 1 and 2 workers, open_clip's
+Ours: `embed.encoding.images.encode_shard_images`, two encoding threads in one process (what `workers = 0` gives), and the default of
+users, two worker processes of one thread each, a shard each. Peer: the plain loop, a DataLoader with 0, 1 and 2 workers, open_clip's
 preprocessing, batch 64, fp32, the model on both cores; the fastest of the three counts. Beside them the bare encoder: the same
-batches as ready pixels, the faster of two lanes and two threads. All are run in turn, several times; medians.
+batches as ready pixels, the faster of two encoding threads and torch with two threads. All are run in turn, several times; medians.
 Ours in fp32 must give the peer's vectors; the error of bf16 is told.
 """
 
@@ -34,7 +34,7 @@ from data.pipeline.config import parse_config
 from data.pipeline.run import Run
 from embed.clip.model import Clip, load_clip
 from embed.encoding.images import Preprocess, StoredImage, encode_shard_images, index_shard
-from embed.encoding.threads import Lanes
+from embed.encoding.threads import EncodingThreads
 
 PHOTOS = SHARED / "photos" / "images"
 IMAGES, QUICK_IMAGES, REPETITIONS = 256, 128, 3
@@ -99,17 +99,17 @@ def plain_loop(clip: Clip, path: Path, workers: int) -> torch.Tensor:
         return torch.cat([clip.model.encode_image(pixels) for pixels in loader])
 
 
-def ours(clip: Clip, path: Path, lanes: int = CORES) -> torch.Tensor:
-    with Lanes(lanes, CPU) as opened:
+def ours(clip: Clip, path: Path, threads: int = CORES) -> torch.Tensor:
+    with EncodingThreads(threads, CPU) as opened:
         return encode_shard_images(clip, path, index_shard(path), opened)[0]
 
 
-def bare_lanes(clip: Clip, batches: Sequence[torch.Tensor]) -> torch.Tensor:
-    with Lanes(CORES, CPU) as lanes:
-        return torch.cat([future.result() for future in [lanes.submit(clip.encode_pixels, b) for b in batches]])
+def bare_encoding_threads(clip: Clip, batches: Sequence[torch.Tensor]) -> torch.Tensor:
+    with EncodingThreads(CORES, CPU) as opened:
+        return torch.cat([future.result() for future in [opened.submit(clip.encode_pixels, b) for b in batches]])
 
 
-def bare_threads(clip: Clip, batches: Sequence[torch.Tensor]) -> torch.Tensor:
+def bare_torch_threads(clip: Clip, batches: Sequence[torch.Tensor]) -> torch.Tensor:
     torch.set_num_threads(CORES)
     return torch.cat([clip.encode_pixels(b) for b in batches])
 
@@ -125,7 +125,7 @@ def worker(folder: Path, precision: str, path: Path, orders: Any) -> None:
 
 
 class TwoWorkers:
-    """Two processes, each with one lane and half the images."""
+    """Two processes, each with one encoding thread and half the images."""
 
     def __init__(self, folder: Path, precision: str, paths: Sequence[Path]) -> None:
         context, self.pipes, self.processes = multiprocessing.get_context("spawn"), [], []
@@ -204,9 +204,9 @@ def main() -> None:
         for precision, clip in clips.items():
             clip.encode_pixels(pixels[:2])
             runs[f"ours, {precision}"] = partial(ours, clip, path)
-            runs[f"bare lanes, {precision}"] = partial(bare_lanes, clip, batches)
+            runs[f"bare encoding threads, {precision}"] = partial(bare_encoding_threads, clip, batches)
             if not quick:
-                runs[f"bare threads, {precision}"] = partial(bare_threads, clip, batches)
+                runs[f"bare torch threads, {precision}"] = partial(bare_torch_threads, clip, batches)
                 runs[f"ours in 2 processes, {precision}"] = workers[precision]
         rates, cpu, outputs = measure(runs, n, repetitions)
         for each in workers.values():

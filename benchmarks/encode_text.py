@@ -21,7 +21,8 @@ from torch.nn.functional import normalize
 from benchmarks import SHARED
 from data.pipeline.config import parse_config
 from data.pipeline.run import Run
-from embed.clip.model import Clip, encode_captions, load_clip
+from embed.clip.captions import encode_captions
+from embed.clip.model import Clip, load_clip
 
 CAPTIONS = SHARED / "prompts" / "coco_captions_val2017.json"
 MODEL, SEED = "ViT-B-32", 0

@@ -5,6 +5,7 @@ cut into other parts hold the same pairs.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from data.pipeline.artifacts import Artifact, PartSpec, fingerprint
+from data.pipeline.artifacts import Artifact, fingerprint
 from data.pipeline.executors import InProcess
-from data.pipeline.runner import Stage, run_stage
+from data.pipeline.runner import run_stage
+from data.pipeline.stage import Input, PartSpec, Stage
 from embed.format import CacheFormat, fixed_binary, write_part
 
 SPLITS = ("train", "train", "train", "val", "test")  # of image i: number i modulo 5
@@ -35,41 +37,50 @@ def unit_vectors(numbers: NDArray[np.int64], dim: int, phase: float = 0.0) -> ND
     return waves.astype("<f2")
 
 
+@dataclass(frozen=True)
+class FakeCache:
+    """What decides a fake part: sizes, the CLIP it pretends to be of, the images' numbers (ascending; None for the empty caption)."""
+
+    dim: int
+    captions: int
+    row_group: int
+    context_length: int
+    identity: str
+    clip_name: str
+    images: range | tuple[int, ...] | None = None
+
+    @property
+    def form(self) -> CacheFormat:
+        return CacheFormat(
+            self.dim, self.context_length, 49408, {"clip_identity": self.identity, "clip_name": self.clip_name}
+        )
+
+
 def write_cache(
     folder: Path, images: Sequence[Sequence[int]], dim: int, captions: int = 1, row_group: int = 8192,
     context_length: int = 77, identity: str = "0" * 64, clip_name: str = "fake/random",
 ) -> Artifact:  # fmt: skip
     """An embeddings artifact in `folder` with a part for each entry of `images`, which lists its images' numbers in ascending order."""
-    facts = {
-        "dim": dim,
-        "captions": captions,
-        "row_group": row_group,
-        "context_length": context_length,
-        "identity": identity,
-        "clip_name": clip_name,
-    }
-    specs = [PartSpec("null", {"images": "none"}, facts)]
+    work = FakeCache(dim, captions, row_group, context_length, identity, clip_name)
+    specs = [PartSpec("null", (Input("@clip", identity),), work)]
     for i, numbers in enumerate(images):
-        listed = [numbers.start, numbers.stop] if isinstance(numbers, range) else list(numbers)
-        payload = {"images": listed, "range": isinstance(numbers, range)} | facts
-        specs.append(PartSpec(f"{i:05d}", {"images": fingerprint(listed)}, payload))
+        listed = numbers if isinstance(numbers, range) else tuple(numbers)
+        told = [listed.start, listed.stop] if isinstance(listed, range) else listed
+        # There is no dataset: the images are told with the CLIP.
+        inputs = (Input("@clip", fingerprint([identity, told])),)
+        specs.append(PartSpec(f"{i:05d}", inputs, replace(work, images=listed)))
+    facts = {name: value for name, value in vars(work).items() if name != "images"}
     return run_stage(Stage("embeddings", 1, folder, facts, specs, write_fake_part), InProcess())
 
 
 def write_fake_part(spec: PartSpec, attempt: Path) -> dict[str, int]:
-    facts = spec.payload
-    form = CacheFormat(
-        facts["dim"],
-        facts["context_length"],
-        49408,
-        {"clip_identity": facts["identity"], "clip_name": facts["clip_name"]},
-    )
-    if spec.name == "null":
-        pq.write_table(_null(form), attempt / "null.parquet")
+    work: FakeCache = spec.work
+    if work.images is None:
+        pq.write_table(_null(work.form), attempt / "null.parquet")
         return {"null_captions": 1}
-    numbers = np.arange(*facts["images"]) if facts["range"] else np.array(facts["images"], dtype=np.int64)
-    table = _table(form, np.repeat(numbers, facts["captions"]), np.tile(np.arange(facts["captions"]), len(numbers)))
-    write_part(str(attempt / f"{spec.name}.parquet"), table, facts["row_group"])
+    numbers = np.array(work.images, dtype=np.int64)
+    table = _table(work.form, np.repeat(numbers, work.captions), np.tile(np.arange(work.captions), len(numbers)))
+    write_part(str(attempt / f"{spec.name}.parquet"), table, work.row_group)
     return {"samples": len(numbers), "pairs": len(table)}
 
 
@@ -109,20 +120,28 @@ def _null(form: CacheFormat) -> pa.Table:
     )
 
 
+@dataclass(frozen=True)
+class FakeView:
+    """The part of a cache whose pairs a fake view decides on, and which images it keeps."""
+
+    path: Path
+    every: int
+
+
 def write_view(
     folder: Path, embeddings: Artifact, keep_every: int = 2, thresholds: Mapping[str, Any] | None = None
 ) -> Artifact:
     """A view of the cache's pairs that keeps every `keep_every`-th image, made with `thresholds`."""
     specs = [
-        PartSpec(r.name, {"keep": str(keep_every)}, {"path": str(embeddings.folder / f"{r.name}.parquet"), "every": keep_every})
-        for r in embeddings.receipts()
-        if r.name != "null"
+        PartSpec(name, (Input(f"embeddings:{name}", digest),), FakeView(embeddings.folder / f"{name}.parquet", keep_every))
+        for name, digest in embeddings.part_digests().items()
+        if name != "null"
     ]  # fmt: skip
-    return run_stage(Stage("view", 1, folder, dict(thresholds or {}), specs, write_fake_view), InProcess())
+    return run_stage(Stage("view", keep_every, folder, dict(thresholds or {}), specs, write_fake_view), InProcess())
 
 
 def write_fake_view(spec: PartSpec, attempt: Path) -> dict[str, int]:
-    table = pq.read_table(spec.payload["path"], columns=["key", "caption_index"]).replace_schema_metadata(None)
-    keep = table["key"].cast(pa.int64()).to_numpy() % spec.payload["every"] == 0
+    table = pq.read_table(spec.work.path, columns=["key", "caption_index"]).replace_schema_metadata(None)
+    keep = table["key"].cast(pa.int64()).to_numpy() % spec.work.every == 0
     pq.write_table(table.append_column("keep", pa.array(keep)), attempt / f"{spec.name}.parquet", compression="zstd")
     return {"pairs": len(table), "kept_pairs": int(keep.sum())}

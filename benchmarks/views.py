@@ -73,7 +73,7 @@ def main() -> None:
         run = Run.open(load_config(config))
         make_artifacts(run, parts)
         start = time.perf_counter()
-        build_duplicates(run)
+        build_duplicates(run, InProcess())
         duplicates = time.perf_counter() - start
         ours, cpu = data_view(config)
         start = time.perf_counter()

@@ -1,1 +1,1 @@
-"""Streamlit pages, on top of every other room; nothing imports them."""
+"""Streamlit screens, on top of every other room; nothing imports them."""

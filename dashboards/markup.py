@@ -4,7 +4,7 @@ import base64
 import html
 import struct
 
-ROOM_PX = 480  # an image narrower than this is enlarged by a whole factor, where the window has room
+ENLARGE_BELOW_PX = 480  # an image narrower than this is enlarged by a whole factor, where the window has room
 # The answer buttons stay in view under the images; Streamlit's own head room is for a toolbar that raters do not have.
 PAGE_STYLE = "<style>.stMainBlockContainer{padding-top:1.5rem;padding-bottom:1rem;max-width:1100px}</style>"
 
@@ -12,7 +12,7 @@ PAGE_STYLE = "<style>.stMainBlockContainer{padding-top:1.5rem;padding-bottom:1re
 def image_html(content: bytes, alt: str) -> str:
     """An <img> that carries these very bytes of a PNG. Small images are enlarged by the browser, pixel by pixel."""
     width, height = struct.unpack(">II", content[16:24])
-    factor = max(1, ROOM_PX // width)
+    factor = max(1, ENLARGE_BELOW_PX // width)
     fit = f"min(100%,{width * factor}px,{60 * width / height:.1f}vh)"
     look = f"width:{fit};height:auto;display:block;margin:0 auto"
     if factor > 1:

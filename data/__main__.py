@@ -15,11 +15,14 @@ from data.pipeline.settings import ClusterSettings
 if TYPE_CHECKING:
     from data.pipeline.artifacts import Artifact
 
+CHEAP = 64  # a part of a view takes milliseconds, a local cluster seconds to start
+
 
 def build(config: Config, _: argparse.Namespace) -> None:
     from data.dataset.build import build_dataset, require_stored
     from data.dataset.origin import describe, is_resharded, require_written
     from data.pipeline.executors import open_executor
+    from data.reports.card import refresh_card
 
     run = Run.open(config)
     if is_resharded(run.dataset):
@@ -27,6 +30,7 @@ def build(config: Config, _: argparse.Namespace) -> None:
         return
     with open_executor(config[ClusterSettings], run.scratch) as executor:
         artifact = build_dataset(run, executor)
+    refresh_card(run)
     require_stored(artifact)
     _print_stored(artifact)
 
@@ -39,12 +43,14 @@ def _print_stored(artifact: "Artifact") -> None:
 
 def retry_failed(config: Config, arguments: argparse.Namespace) -> None:
     from data.pipeline.executors import open_executor
+    from data.reports.card import refresh_card
     from data.upkeep.retry import reasons_to_retry, retry
 
     run = Run.open(config)
     reasons = reasons_to_retry(arguments.reason)
     with open_executor(config[ClusterSettings], run.scratch) as executor:
         result = retry(run, reasons, executor)
+    refresh_card(run)
     print(result)
     _print_stored(run.dataset)
 
@@ -57,15 +63,20 @@ def scores(config: Config, _: argparse.Namespace) -> None:
     run = Run.open(config)
     with open_executor(config[ClusterSettings], run.scratch) as executor:
         basic = build_basic_scores(run, executor)
-    print(f"scored {basic.manifest()['counts'].get('pairs', 0):,} pairs: {basic.folder}")
-    print(f"compared all images and captions: {build_duplicates(run).folder}")
+        print(f"scored {basic.manifest()['counts'].get('pairs', 0):,} pairs: {basic.folder}")
+        print(f"compared all images and captions: {build_duplicates(run, executor).folder}")
 
 
 def view(config: Config, arguments: argparse.Namespace) -> None:
+    from data.pipeline.executors import open_executor
+    from data.reports.card import refresh_card
     from data.views.build import build_base_view, build_train_view
 
     run = Run.open(config)
-    artifact = build_base_view(run) if arguments.name == "base" else build_train_view(run)
+    make = build_base_view if arguments.name == "base" else build_train_view
+    with open_executor(config[ClusterSettings], run.scratch, at_least=CHEAP) as executor:
+        artifact = make(run, executor)
+    refresh_card(run)
     counts = artifact.manifest()["counts"]
     gone = counts.get("dropped_removed_pairs", 0)
     removed = f", {gone:,} left out as removed" if gone else ""
@@ -157,22 +168,28 @@ def show(config: Config, arguments: argparse.Namespace) -> None:
 
 
 def remove(config: Config, arguments: argparse.Namespace) -> None:
+    from data.pipeline.executors import open_executor
+    from data.reports.card import refresh_card
     from data.upkeep.remove import remove as apply
     from data.views.removal import read_entries, resolve
 
     run = Run.open(config)
     found = resolve(run, read_entries(Path(arguments.list)), config[DatasetSettings].exclude.phash_distance)
-    for line in apply(run, found):
-        print(line)
+    with open_executor(config[ClusterSettings], run.scratch, at_least=CHEAP) as executor:
+        lines = apply(run, found, executor)
+    refresh_card(run)
+    print("\n".join(lines))
 
 
 def reshard(config: Config, arguments: argparse.Namespace) -> None:
     from data.pipeline.executors import open_executor
+    from data.reports.card import refresh_card
     from data.upkeep.reshard import reshard as write
 
     run = Run.open(config)
     with open_executor(config[ClusterSettings], run.scratch) as executor:
         target = write(run, arguments.view, arguments.to, executor)
+    refresh_card(target)
     _print_stored(target.dataset)
     print(
         f"keys and splits are as before; captions that view {arguments.view} leaves out are gone, so caption_index counts anew; "
@@ -230,6 +247,14 @@ def _reshard_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def cost(config: Config, _: argparse.Namespace) -> None:
+    from data.pipeline.cost import cost_text, read_costs
+
+    run = Run(config)
+    print(cost_text(read_costs(run.logs)))
+    print(f"wrote {run.logs / 'cost.json'}")
+
+
 COMMANDS = (
     Command("build", "plan, download and store the dataset", build),
     Command(
@@ -240,12 +265,17 @@ COMMANDS = (
     ),
     Command("scores", "score pairs without CLIP: captions, sizes, duplicates", scores),
     Command("view", "decide which pairs are kept", view, _view_options),
-    Command("funnel", "counts from planned to training pairs, as text and picture", funnel, _funnel_options),
-    Command("show", "print samples and draw a contact sheet, also by drop reason", show, _show_options),
+    Command(
+        "funnel", "counts from planned to training pairs, as text and picture", funnel, _funnel_options, costs=False
+    ),
+    Command("show", "print samples and draw a contact sheet, also by drop reason", show, _show_options, costs=False),
     Command("remove", "take samples out of every view, and name what has seen them", remove, _remove_options),
     Command("reshard", "write a view out as the dataset of another run", reshard, _reshard_options),
-    Command("verify", "compare every complete artifact with its recorded digests", verify, _verify_options),
-    Command("status", "what is complete, what is stale and why, and the next command", status),
+    Command(
+        "verify", "compare every complete artifact with its recorded digests", verify, _verify_options, costs=False
+    ),
+    Command("status", "what is complete, what is stale and why, and the next command", status, costs=False),
+    Command("cost", "wall time, processor time and memory of every command of the run", cost, costs=False),
 )
 
 if __name__ == "__main__":

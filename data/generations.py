@@ -1,6 +1,6 @@
-"""The samples artifact as every reader sees it: generated images with the facts that trace each one.
+"""Generated images as every reader sees them: what a system drew for a prompt set, with the facts that trace each image.
 
-`samples/<system>/<prompt set>-<settings hash>/` holds `index.parquet` (columns below, one row an image, ordered by
+`generations/<system>/<prompt set>-<settings hash>/` holds `index.parquet` (columns below, one row an image, ordered by
 `image_id`) and the PNG files it names. Written by eval, read by eval, humaneval and dashboards.
 """
 
@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.pipeline.artifacts import Artifact
-from data.pipeline.errors import UserError
+from data.pipeline.errors import Code, UserError
 
-SAMPLES_SCHEMA = pa.schema(
+GENERATIONS_SCHEMA = pa.schema(
     [
         ("image_id", pa.string()),  # "<prompt_id>-<sample_index:02d>", unique within the artifact
         ("prompt_id", pa.string()),
@@ -33,30 +33,31 @@ SAMPLES_SCHEMA = pa.schema(
 )
 
 
-def read_samples(artifact: Artifact) -> pa.Table:
-    """The index of a complete samples artifact. Raises UserError for another schema or a file name that leaves the folder."""
+def read_generations(artifact: Artifact) -> pa.Table:
+    """The index of a complete set of generated images. Raises UserError for another schema or a file name that leaves the folder."""
     table = pq.read_table(artifact.folder / "index.parquet")
-    if not table.schema.equals(SAMPLES_SCHEMA):
+    if not table.schema.equals(GENERATIONS_SCHEMA):
         raise UserError(
-            f"{artifact.folder}/index.parquet has columns {table.column_names}, expected {SAMPLES_SCHEMA.names}"
-        )
+            f"{artifact.folder}/index.parquet has columns {table.column_names}, expected {GENERATIONS_SCHEMA.names}; "
+            "run `python -m eval generate` again", Code.OTHER_VERSION,
+        )  # fmt: skip
     for file in table["file"].to_pylist():
         if Path(file).is_absolute() or ".." in Path(file).parts:
-            raise UserError(f"{artifact.folder}/index.parquet names a file outside its folder: {file!r}")
+            raise UserError(f"{artifact.folder}/index.parquet names a file outside its folder: {file!r}", Code.DAMAGED)
     return table
 
 
-def sample_artifacts(run_folder: Path) -> Iterator[Artifact]:
-    """Every complete samples artifact of a run, in a fixed order."""
-    for manifest in sorted((run_folder / "samples").glob("*/*/manifest.json")):
+def generation_artifacts(run_folder: Path) -> Iterator[Artifact]:
+    """Every complete set of generated images of a run, in a fixed order."""
+    for manifest in sorted((run_folder / "generations").glob("*/*/manifest.json")):
         yield Artifact(manifest.parent)
 
 
-def find_samples(run_folder: Path, system: str, prompt_set: str, guidance_decoder: float) -> Artifact:
-    """The samples of a system for a prompt set at one guidance scale. Raises UserError for none, listing what there is, and
+def find_generations(run_folder: Path, system: str, prompt_set: str, guidance_decoder: float) -> Artifact:
+    """The generated images of a system for a prompt set at one guidance scale. Raises UserError for none, listing what there is, and
     for more than one (drawn with other steps, or by a model of another side)."""
     found, seen = [], []
-    for artifact in sample_artifacts(run_folder):
+    for artifact in generation_artifacts(run_folder):
         settings = artifact.settings()
         facts = (settings["system"], settings["prompt_set"], settings["guidance_decoder"])
         if facts == (system, prompt_set, guidance_decoder):
@@ -66,10 +67,10 @@ def find_samples(run_folder: Path, system: str, prompt_set: str, guidance_decode
         return found[0]
     if found:
         raise UserError(
-            f"{len(found)} folders hold samples of {system} for prompt set {prompt_set!r} at guidance {guidance_decoder:g}: "
-            f"{' and '.join(str(artifact.folder) for artifact in found)}; delete the outdated one"
-        )
+            f"{len(found)} folders hold generated images of {system} for prompt set {prompt_set!r} at guidance {guidance_decoder:g}: "
+            f"{' and '.join(str(artifact.folder) for artifact in found)}; delete the outdated one", Code.STALE,
+        )  # fmt: skip
     raise UserError(
-        f"no samples of {system} for prompt set {prompt_set!r} at guidance {guidance_decoder} under {run_folder}/samples; "
-        f"there are: {', '.join(seen) or 'none'}; run `make eval` (python -m eval sample) first"
-    )
+        f"no generated images of {system} for prompt set {prompt_set!r} at guidance {guidance_decoder} under {run_folder}/generations; "
+        f"there are: {', '.join(seen) or 'none'}; run `make eval` (python -m eval generate) first", Code.MISSING,
+    )  # fmt: skip

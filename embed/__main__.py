@@ -13,6 +13,8 @@ from data.pipeline.errors import StageFailed, UserError
 from data.pipeline.run import Run
 from data.pipeline.settings import ClusterSettings
 
+WORTH_A_CLUSTER = 64  # parts of scores: below, a cluster takes longer to start than they take to make
+
 
 def build(config: Config, _: argparse.Namespace) -> None:
     from data.pipeline.executors import open_executor
@@ -21,10 +23,9 @@ def build(config: Config, _: argparse.Namespace) -> None:
     from embed.settings import EmbeddingsSettings
 
     run = Run.open(config)
-    run.dataset.require("make dataset")
     device, cluster = config[EmbeddingsSettings].device, config[ClusterSettings]
     here = 0 if cluster.address else len(gpus(device))  # a running scheduler's workers know their own
-    with open_executor(cluster, run.scratch, None if device == "cpu" else "GPU", here) as executor:
+    with open_executor(cluster, run.scratch, resource=None if device == "cpu" else "GPU", holders=here) as executor:
         artifact = build_embeddings(run, executor)
     statistics = read_json(artifact.folder / "statistics.json", "statistics of the cache")
     counts, about = statistics["counts"], "about " if "text" in statistics["estimated"] else ""
@@ -49,11 +50,10 @@ def _in_short(statistics: dict[str, Any]) -> str:
 
 def scores(config: Config, _: argparse.Namespace) -> None:
     from data.pipeline.executors import open_executor
-    from embed.scores.similarity import build_scores
+    from embed.scores.build import build_scores
 
     run = Run.open(config)
-    run.embeddings.require("make embeddings")
-    with open_executor(config[ClusterSettings], run.scratch) as executor:
+    with open_executor(config[ClusterSettings], run.scratch, at_least=WORTH_A_CLUSTER) as executor:
         for artifact in build_scores(run, executor):
             counts = ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in artifact.manifest()["counts"].items())
             print(f"scored {counts}: {artifact.folder}")
@@ -80,7 +80,7 @@ def _verify_options(parser: argparse.ArgumentParser) -> None:
 
 def show(config: Config, arguments: argparse.Namespace) -> None:
     from embed import show as looking
-    from embed.encoding.stage import cache_clip
+    from embed.encoding.recorded_clip import cache_clip
     from embed.export import require_place
 
     if arguments.n < 1:

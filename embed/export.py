@@ -19,7 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.pipeline.artifacts import fsync_path, publish_json, sha256_file
-from data.pipeline.errors import UserError
+from data.pipeline.errors import Code, UserError
+from data.pipeline.lineage import Lineage
 from data.pipeline.run import Run
 from embed.format import as_fixed_size_list
 from embed.reading.mapped import OpenPart
@@ -29,6 +30,7 @@ Format = Literal["list", "npy"]
 DTypes = Literal["float16", "float32"]
 DEFAULT_DTYPE: dict[str, DTypes] = {"list": "float32", "npy": "float16"}
 SIDES = {"image_embedding": "img_emb", "text_embedding": "text_emb"}
+RECORDED = ("format", "clip_name", "clip_identity", "precision", "dim")  # what an export says of its cache
 METADATA = ["key", "caption_index", "caption", "uid", "width", "height", "split", "clip_score"]
 
 
@@ -37,12 +39,14 @@ def export_cache(
 ) -> int:
     """Write the cache's pairs (those of a view and a split, where named) to the folder `out`, which appears when it is whole.
 
-    Returns the number of rows. Raises UserError for a folder that has something in it, or a selection that is empty.
+    Returns the number of rows. Raises UserError for a folder that has something in it, a view that is stale, or a selection that is
+    empty.
     """
-    parts = CacheParts(run.embeddings, run.view(view) if view else None, split, None)
+    parts = CacheParts(run.embeddings, Lineage(run).require(f"views/{view}") if view else None, split, None)
     if not parts.units:
         raise UserError(
-            f"no pair of {parts.folder} is left in view {view or '(none)'} and split {split or '(any)'}: nothing to export"
+            f"no pair of {parts.folder} is left in view {view or '(none)'} and split {split or '(any)'}: nothing to export",
+            Code.EMPTY,
         )
     if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
         raise UserError(f"--out: {out} is not an empty folder; name a new one, or delete it")
@@ -53,16 +57,12 @@ def export_cache(
     shutil.rmtree(partial, ignore_errors=True)  # what a killed export left
     partial.mkdir()
     chosen: DTypes = dtype or DEFAULT_DTYPE[form]
+    rows = int(parts.counts.sum())
+    asked = {"layout": form, "dtype": chosen, "view": view, "split": split, "rows": rows}
     try:
         (_write_lists if form == "list" else _write_npy)(parts, partial, chosen)
-        facts = {
-            name: parts.metadata[name]
-            for name in ("format", "clip_name", "clip_identity", "precision", "dim")
-            if name in parts.metadata
-        }
-        rows = int(parts.counts.sum())
-        asked = {"layout": form, "dtype": chosen, "view": view, "split": split, "rows": rows}
-        publish_json(partial / "_export.json", facts | asked | {"embeddings": run.embeddings.digest()})
+        known = {name: parts.metadata[name] for name in RECORDED if name in parts.metadata}
+        publish_json(partial / "_export.json", known | asked | {"embeddings": run.embeddings.digest()})
         for path in partial.rglob("*"):
             fsync_path(path)
         if out.exists():
@@ -89,7 +89,8 @@ def _require_recorded_bytes(run: Run, parts: CacheParts) -> None:
         if sha256_file(path) != recorded[parts.parts[number].name][path.name]["sha256"]:
             raise UserError(
                 f"{path}: its content differs from its recorded sha256; nothing is exported. Run `python -m embed verify`, then delete "
-                "the file and run `make embeddings`"
+                "the file and run `make embeddings`",
+                Code.DAMAGED,
             )
 
 

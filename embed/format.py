@@ -12,10 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from data.pipeline.errors import UserError
+from data.pipeline.errors import Code, UserError
 
 FORMAT = "unclip-embeddings-1"
 NULL_PART = "null"
+NORM_TOLERANCE = 1e-3  # a stored vector's length from 1: float16 rounding moves it by up to 6e-5
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,10 @@ def read_metadata(path: str) -> dict[str, str]:
     try:
         metadata = {k.decode(): v.decode() for k, v in (pq.read_schema(path).metadata or {}).items()}
     except (OSError, pa.ArrowInvalid) as error:
-        raise UserError(f"{path} cannot be read as Parquet: {error}") from None
+        raise UserError(f"{path} cannot be read as Parquet: {error}", Code.DAMAGED) from None
     if metadata.get("format") != FORMAT:
-        raise UserError(f"{path} is not an embedding cache of format {FORMAT}; it says {metadata.get('format')!r}")
+        raise UserError(
+            f"{path} is not an embedding cache of format {FORMAT}; it says {metadata.get('format')!r}",
+            Code.OTHER_VERSION,
+        )
     return metadata

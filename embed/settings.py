@@ -1,10 +1,23 @@
-"""Which CLIP the run stands on, and how embeddings are computed."""
+"""Which CLIP the run stands on, how embeddings are computed, and what their settings may not say together with others."""
 
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from data.pipeline.config import Section, Settings
+from data.pipeline.config import Config, Section, Settings
+from data.views.settings import ViewsSettings
+
+# Scores that are made when their table stands in the config, and what that table says.
+OPTIONAL_SCORES = {
+    "aesthetic": "with `head`, the file of a linear head",
+    "semantic": "with `threshold`, the cosine from which an image is a copy",
+}
+# LAION's aesthetic heads by the names under which it gives them, and whose embeddings they were trained on.
+LAION_HEADS_BY_NAME = {
+    f"sa_0_4_vit_{short}_linear.pth": clip
+    for short, clip in (("b_32", "ViT-B-32"), ("b_16", "ViT-B-16"), ("l_14", "ViT-L-14"))
+}
 
 
 class ClipSettings(Section):
@@ -75,3 +88,40 @@ class EmbeddingsSettings(Section):
     decode_threads: int = Field(default=0, ge=0, le=64)
     aesthetic: AestheticSettings | None = None
     semantic: SemanticSettings | None = None
+
+
+def problem_between_sections(config: Config) -> str | None:
+    """What [views], [clip] and [embeddings] must not say together, in one line; None when nothing is wrong."""
+    return _scores_that_nothing_makes(config) or _head_of_another_clip(config)
+
+
+def is_openais(model: str, clip_name: str) -> bool:
+    """Whether a CLIP by its name `model/tag` is OpenAI's `model`, with the QuickGELU that it was trained with or without."""
+    named, _, tag = clip_name.partition("/")
+    return named.removesuffix("-quickgelu") == model and tag == "openai"
+
+
+def _scores_that_nothing_makes(config: Config) -> str | None:
+    settings = config[EmbeddingsSettings]
+    for rule in config[ViewsSettings].train.rules:
+        if rule.scores in OPTIONAL_SCORES and getattr(settings, rule.scores) is None:
+            return (
+                f"a rule of [views.train] reads scores/{rule.scores}, which nothing makes: add a table [embeddings.{rule.scores}] "
+                f"to the config ({OPTIONAL_SCORES[rule.scores]}), or take the rule out"
+            )
+    return None
+
+
+def _head_of_another_clip(config: Config) -> str | None:
+    """By the head's file name alone; its digest, and a CLIP from a folder, are looked at when scores are made."""
+    head, clip = config[EmbeddingsSettings].aesthetic, config[ClipSettings]
+    trained_on = LAION_HEADS_BY_NAME.get(Path(head.head).name) if head is not None else None
+    if head is None or head.any_clip or trained_on is None or clip.source == "checkpoint":
+        return None
+    named = "the run's own" if clip.source == "run" else f"{clip.model}/{clip.tag or 'random'}"
+    if is_openais(trained_on, named):
+        return None
+    return (
+        f"embeddings.aesthetic.head: {Path(head.head).name} was trained on embeddings of OpenAI's {trained_on}, [clip] is {named}, on "
+        "which its scores mean nothing; set embeddings.aesthetic.any_clip = true to compute them all the same"
+    )

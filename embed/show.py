@@ -12,7 +12,8 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from data.dataset.shards import ShardReader
 from data.pipeline.artifacts import publish_bytes
-from data.pipeline.errors import UserError
+from data.pipeline.errors import Code, UserError
+from data.pipeline.lineage import Lineage
 from data.pipeline.run import Run
 from data.pipeline.terminal import printable
 from data.reports.show import Shown, contact_sheet, read_shown
@@ -76,8 +77,10 @@ def key_query(run: Run, key: str) -> Query:
 
 
 def nearest(run: Run, query: Query, n: int, view: str | None = None, split: str | None = None) -> list[Neighbour]:
-    """The `n` images with the largest cosine, each once, largest first; those of a view and a split where named."""
-    if len(query.vector) != (parts := CacheParts(run.embeddings, run.view(view) if view else None, split, None)).dim:
+    """The `n` images with the largest cosine, each once, largest first; those of a view and a split where named. Raises UserError for a
+    view that is stale, or where no image is left."""
+    parts = CacheParts(run.embeddings, Lineage(run).require(f"views/{view}") if view else None, split, None)
+    if len(query.vector) != parts.dim:
         raise UserError(f"the query has {len(query.vector)} components, the cache {parts.dim}")
     best_keys, best = np.zeros(0, "S1"), np.zeros(0, np.float32)
     for unit, part, keep in parts.walk(parts.units):
@@ -94,7 +97,7 @@ def nearest(run: Run, query: Query, n: int, view: str | None = None, split: str 
         order = first[np.lexsort((best_keys[first], -best[first]))][:n]
         best_keys, best = best_keys[order], best[order]
     if not len(best):
-        raise UserError(f"no image is left in view {view or '(none)'} and split {split or '(any)'}")
+        raise UserError(f"no image is left in view {view or '(none)'} and split {split or '(any)'}", Code.EMPTY)
     return [Neighbour(key.decode(), float(cosine)) for key, cosine in zip(best_keys, best, strict=True)]
 
 

@@ -22,10 +22,11 @@ from data.pipeline.errors import UserError
 from data.pipeline.run import Run
 from embed.clip.model import Clip
 from embed.encoding.images import Preprocess, StoredImage, index_shard
-from embed.encoding.stage import clip_scores, compared_clip, hash16, other_clip, probe_embeddings
-from embed.format import NULL_PART, CacheFormat, as_matrix
+from embed.encoding.probes import probe_embeddings
+from embed.encoding.recorded_clip import compared_clip, other_clip
+from embed.encoding.table import clip_scores, hash16
+from embed.format import NORM_TOLERANCE, NULL_PART, CacheFormat, as_matrix
 
-NORM_TOLERANCE = 1e-3  # float16 rounding of a unit vector moves its length by up to 6e-5
 SCORE_TOLERANCE = 1e-4
 # 1 - cosine between a stored vector and the same input encoded again, in another batch or on another machine. float16 storage
 # alone accounts for 2e-7.
@@ -54,19 +55,15 @@ def verify_cache(run: Run, rows: int = SAMPLED_ROWS) -> list[str]:
     if rows < 0:
         raise UserError(f"--rows is {rows}; it is the number of pairs to encode again, 0 for none")
     folder = run.embeddings.require("make embeddings").folder
-    problems = run.embeddings.verify()
-    cached = {receipt.name for receipt in run.embeddings.receipts()} - {NULL_PART}
-    shards = {receipt.name for receipt in run.dataset.require("make dataset").receipts()}
-    problems += [f"{folder}: no part for shard {name}; run `make embeddings`" for name in sorted(shards - cached)]
-    problems += [f"{folder}: part {name} has no shard in {run.dataset.folder}" for name in sorted(cached - shards)]
-    if problems:
+    run.dataset.require("make dataset")
+    if problems := run.embeddings.verify() + _check_names(run):
         return problems
     metadata, clip = compared_clip(run)
     if metadata["clip_identity"] != clip.identity:
         return [other_clip(run, metadata, clip)]
     # A heap of the rows with the largest hashes: the same ones in any order of parts.
     sample: list[tuple[str, int, _Drawn]] = []
-    for name in sorted(cached):
+    for name in sorted(_part_names(run)):
         shard = run.dataset.folder / "shards" / f"{name}.tar"
         table = pq.read_table(folder / f"{name}.parquet", memory_map=True)
         try:
@@ -83,6 +80,18 @@ def verify_cache(run: Run, rows: int = SAMPLED_ROWS) -> list[str]:
     problems += _check_probes(metadata, clip, tolerance)
     problems += _check_sample([drawn for _, _, drawn in sample], clip, metadata["reduced_decode"] == "true", tolerance)
     return problems
+
+
+def _part_names(run: Run) -> set[str]:
+    return {receipt.name for receipt in run.embeddings.receipts()} - {NULL_PART}
+
+
+def _check_names(run: Run) -> list[str]:
+    """That there is a part for each shard, and no other."""
+    folder, cached = run.embeddings.folder, _part_names(run)
+    shards = {receipt.name for receipt in run.dataset.receipts()}
+    lacking = [f"{folder}: no part for shard {name}; run `make embeddings`" for name in sorted(shards - cached)]
+    return lacking + [f"{folder}: part {name} has no shard in {run.dataset.folder}" for name in sorted(cached - shards)]
 
 
 def _check_part(table: pa.Table, stored: Sequence[StoredImage], shard: Path, clip: Clip) -> Iterator[str]:

@@ -1,7 +1,9 @@
-"""The samples stage: every system on the same captions and seeds, one PNG an image and an index."""
+"""The generations stage: every system on the same captions and seeds, one PNG an image and an index. A part is a part of the
+prompt set, drawn by any worker."""
 
 import hashlib
 import math
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,24 +15,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from data.generations import SAMPLES_SCHEMA
-from data.pipeline.artifacts import Artifact, PartSpec, Receipt, fingerprint
-from data.pipeline.errors import UserError
-from data.pipeline.executors import InProcess
+from data.generations import GENERATIONS_SCHEMA
+from data.pipeline.artifacts import Artifact, Receipt, fingerprint
+from data.pipeline.executors import Executor
+from data.pipeline.lineage import Lineage
 from data.pipeline.run import Run
-from data.pipeline.runner import Stage, run_stage
+from data.pipeline.runner import run_stages
+from data.pipeline.stage import Input, PartSpec, Stage
+from embed.encoding.threads import one_thread
 from eval.images import tile, write_png
-from eval.prompts import Prompt, read_prompts
+from eval.prompts import Prompt, part_path, read_part, read_prompts
 from eval.settings import EvalSettings
-from eval.systems import System
-
-PROMPTS_PER_PART = 32
-PROMPTS = "prompts"  # the input of a part that is no model
+from eval.systems import System, open_systems
 
 
 @dataclass(frozen=True)
-class SampleJob:
-    """One samples artifact to be: a system on a prompt set at one decoder guidance scale."""
+class GenerationJob:
+    """One folder of generated images to be: a system on a prompt set at one decoder guidance scale."""
 
     system: System
     prompt_set: str
@@ -49,19 +50,32 @@ class SampleJob:
     def settings_hash(self) -> str:
         return fingerprint(self.settings())[:12]
 
-    def folder(self, run: Run) -> Path:
-        return run.folder / "samples" / self.system.name / f"{self.prompt_set}-{self.settings_hash}"
+    @property
+    def folder(self) -> str:
+        """Relative to the run's."""
+        return f"generations/{self.system.name}/{self.prompt_set}-{self.settings_hash}"
 
-    def generate(self, prompts: Sequence[Prompt]) -> NDArray[np.uint8]:
+    def draw(self, prompts: Sequence[Prompt]) -> NDArray[np.uint8]:
         """uint8 (n prompts * samples, side, side, 3) in the order of `image_rows`."""
         rows = list(image_rows(prompts, self.samples_per_prompt, self.seed))
         return self.system.generate([p.caption for p, _, _ in rows], [seed for _, _, seed in rows], self.guidance)
 
 
-def jobs(system: System, settings: EvalSettings, seed: int) -> list[SampleJob]:
-    """Every samples artifact that a config asks of a system: `captions` at all scales, `grids` at one."""
-    captions = [SampleJob(system, "captions", scale, settings.captions.samples, seed) for scale in settings.guidance]
-    return [*captions, SampleJob(system, "grids", settings.grid_guidance, settings.grids.samples, seed)]
+@dataclass(frozen=True)
+class GenerationWork:
+    """A part: the job, and the file of its prompts."""
+
+    job: GenerationJob
+    prompts: Path
+
+
+def jobs(system: System, settings: EvalSettings, seed: int) -> list[GenerationJob]:
+    """Every folder that a config asks of a system: `captions` at all scales, `grids` at one."""
+    return [
+        GenerationJob(system, name, scale, prompt_set.samples, seed)
+        for name, prompt_set in settings.prompt_sets.items()
+        for scale in settings.scales(name)
+    ]
 
 
 def image_seed(run_seed: int, prompt_id: str, sample_index: int) -> int:
@@ -77,37 +91,44 @@ def image_rows(prompts: Sequence[Prompt], samples: int, run_seed: int) -> Iterat
             yield prompt, index, image_seed(run_seed, prompt.prompt_id, index)
 
 
-def make_samples(run: Run, job: SampleJob) -> Artifact:
-    """Draw what is missing of one samples artifact, in this process, whose torch uses every core. Its prompt set must exist."""
-    prompts = read_prompts(run.artifact(f"prompts/{job.prompt_set}"))
-    chunks = [prompts[i : i + PROMPTS_PER_PART] for i in range(0, len(prompts), PROMPTS_PER_PART)]
+def generate_all(run: Run, executor: Executor) -> list[Artifact]:
+    """Draw what is missing of every system's images, side by side. The prompt sets must exist."""
+    drawn = run.scratch / "z_i"
+    wanted = [job for system in open_systems(run, drawn) for job in jobs(system, run.config[EvalSettings], run.seed)]
+    made = generate(run, wanted, executor)
+    shutil.rmtree(drawn, ignore_errors=True)
+    return made
+
+
+def generate(run: Run, wanted: Sequence[GenerationJob], executor: Executor) -> list[Artifact]:
+    """Draw what is missing of some jobs. Scales follow one another over the same prompts, so that a part finds what the prior drew
+    for the scale before (see `RunSystem.drawn`)."""
+    return run_stages([generation_stage(run, job) for job in wanted], executor, run.logs)
+
+
+def generation_stage(run: Run, job: GenerationJob) -> Stage:
+    of = f"prompts/{job.prompt_set}"
+    prompts = Lineage(run).require(of, "python -m eval generate")
     parts = [
-        PartSpec(f"{i:05d}", {**job.system.inputs, PROMPTS: fingerprint([p.row() for p in chunk])}, {"chunk": i})
-        for i, chunk in enumerate(chunks)
-    ]
-    stage = Stage(
-        f"samples-{job.system.name}-{job.prompt_set}-{job.guidance:g}", 1, job.folder(run), job.settings(), parts,
-        partial(_draw_part, job, chunks), partial(_write_index, job, prompts),
-    )  # fmt: skip
-    return run_stage(stage, InProcess(), run.logs)
-
-
-def drawn_with(artifact: Artifact) -> dict[str, str]:
-    """Digests of the models that drew a samples artifact (`System.inputs` of then). Raises UserError where its parts differ."""
-    plan = artifact.plan_json() or {"parts": []}
-    found = [{name: d for name, d in part["inputs"].items() if name != PROMPTS} for part in plan["parts"]]
-    if not found or any(inputs != found[0] for inputs in found):
-        raise UserError(
-            f"{artifact.folder} does not say which models drew it; delete it and run `python -m eval sample`"
+        PartSpec(
+            name, (*job.system.inputs, Input(f"{of}:{name}", digest)), GenerationWork(job, part_path(prompts, name))
         )
-    return found[0]
+        for name, digest in prompts.part_digests().items()
+    ]
+    name = f"generate-{job.system.name}-{job.prompt_set}-{job.guidance:g}"
+    finish = partial(write_index, job, prompts)
+    return Stage(name, 1, run.folder / job.folder, job.settings(), parts, draw_part, finish)
 
 
-def _draw_part(job: SampleJob, chunks: list[list[Prompt]], spec: PartSpec, attempt: Path) -> dict[str, int]:
-    prompts = chunks[spec.payload["chunk"]]
-    images = job.generate(prompts)
+def draw_part(spec: PartSpec, attempt: Path) -> dict[str, int]:
+    """Draw the images of one part's prompts, on one torch thread."""
+    work: GenerationWork = spec.work
+    prompts = read_part(work.prompts)
+    with one_thread():
+        images = work.job.draw(prompts)
     (attempt / "images").mkdir()
-    for (prompt, index, _), image in zip(image_rows(prompts, job.samples_per_prompt, job.seed), images, strict=True):
+    rows = image_rows(prompts, work.job.samples_per_prompt, work.job.seed)
+    for (prompt, index, _), image in zip(rows, images, strict=True):
         (attempt / _file(prompt, index)).write_bytes(write_png(image))
     return {"prompts": len(prompts), "images": len(images)}
 
@@ -116,10 +137,11 @@ def _file(prompt: Prompt, index: int) -> str:
     return f"images/{prompt.prompt_id}-{index:02d}.png"
 
 
-def _write_index(job: SampleJob, prompts: list[Prompt], folder: Path, receipts: list[Receipt]) -> list[str]:
+def write_index(job: GenerationJob, prompts: Artifact, folder: Path, receipts: list[Receipt]) -> list[str]:
+    """Write `index.parquet`: one row an image."""
     facts = {name: file for receipt in receipts for name, file in receipt.files.items()}
     rows = []
-    for prompt, index, seed in image_rows(prompts, job.samples_per_prompt, job.seed):
+    for prompt, index, seed in image_rows(read_prompts(prompts), job.samples_per_prompt, job.seed):
         file = _file(prompt, index)
         rows.append(
             {
@@ -130,11 +152,13 @@ def _write_index(job: SampleJob, prompts: list[Prompt], folder: Path, receipts: 
             }
         )  # fmt: skip
     rows.sort(key=lambda row: row["image_id"])
-    pq.write_table(pa.Table.from_pylist(rows, SAMPLES_SCHEMA), folder / "index.parquet")
+    pq.write_table(pa.Table.from_pylist(rows, GENERATIONS_SCHEMA), folder / "index.parquet")
     return ["index.parquet"]
 
 
 def draw_caption(system: System, caption: str, n: int, guidance: float, run_seed: int) -> NDArray[np.uint8]:
     """n images of a free caption, as one grid of about as many columns as rows: uint8 (h, w, 3)."""
     seeds = [image_seed(run_seed, f"free/{caption}", i) for i in range(n)]
-    return tile(system.generate([caption] * n, seeds, guidance), columns=math.ceil(math.sqrt(n)), gutter=2)
+    with one_thread():
+        images = system.generate([caption] * n, seeds, guidance)
+    return tile(images, columns=math.ceil(math.sqrt(n)), gutter=2)

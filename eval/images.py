@@ -1,38 +1,64 @@
-"""Image sets: images with ids and groups (captions), and the digest by which their features are cached."""
+"""Image sets: which images, with ids and groups (captions), and from what they come; and PNG in and out."""
 
 import io
-from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from data.generations import read_samples
+from data.generations import read_generations
 from data.pipeline.artifacts import Artifact
-from data.pipeline.errors import UserError
+from data.pipeline.errors import Code, UserError
+from data.pipeline.stage import Input
 
 
 @dataclass(frozen=True)
-class ImageSet:
-    """n images. `groups[i]` is the caption that image `ids[i]` belongs to; `load` gives uint8 (n, h, w, 3) in that order."""
+class Images:
+    """n images, uint8 (n, h, w, 3). `groups[i]` is the caption that image `ids[i]` belongs to."""
 
-    name: str
-    digest: str
     ids: list[str]
     groups: list[str]
-    load: Callable[[], NDArray[np.uint8]]
+    pixels: NDArray[np.uint8]
 
 
-def samples_set(artifact: Artifact) -> ImageSet:
-    """The images of a samples artifact, ordered by image id and grouped by prompt."""
-    table = read_samples(artifact)
-    files = table["file"].to_pylist()
-    name = artifact.folder.relative_to(artifact.folder.parents[1]).as_posix()
-    return ImageSet(
-        name, artifact.digest(), table["image_id"].to_pylist(), table["prompt_id"].to_pylist(),
-        lambda: np.stack([read_png((artifact.folder / file).read_bytes()) for file in files]),
-    )  # fmt: skip
+class ImageSet(Protocol):
+    """A small value that says which images; they are read in the process that needs them. `inputs` decide what they are."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def inputs(self) -> tuple[Input, ...]: ...
+
+    def load(self) -> Images: ...
+
+
+@dataclass(frozen=True)
+class GeneratedImages:
+    """The images of one folder of `generations/` (whose artifact has `digest`), ordered by image id and grouped by prompt."""
+
+    folder: Path
+    digest: str
+
+    @classmethod
+    def of(cls, artifact: Artifact) -> "GeneratedImages":
+        return cls(artifact.folder, artifact.digest())
+
+    @property
+    def name(self) -> str:
+        """`<system>-<prompt set>-<settings hash>`."""
+        return f"{self.folder.parent.name}-{self.folder.name}"
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        return (Input(self.folder.relative_to(self.folder.parents[2]).as_posix(), self.digest),)
+
+    def load(self) -> Images:
+        table = read_generations(Artifact(self.folder))
+        pixels = [read_png((self.folder / file).read_bytes()) for file in table["file"].to_pylist()]
+        return Images(table["image_id"].to_pylist(), table["prompt_id"].to_pylist(), np.stack(pixels))
 
 
 def read_png(content: bytes) -> NDArray[np.uint8]:
@@ -41,7 +67,9 @@ def read_png(content: bytes) -> NDArray[np.uint8]:
         with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
             return np.asarray(image.convert("RGB"))
     except (OSError, Image.DecompressionBombError) as error:
-        raise UserError(f"an image of a samples artifact cannot be read as PNG: {error}; sample again") from None
+        raise UserError(
+            f"a generated image cannot be read as PNG: {error}; run `python -m eval generate` again", Code.DAMAGED
+        ) from None
 
 
 def write_png(pixels: NDArray[np.uint8]) -> bytes:

@@ -1,27 +1,30 @@
 """Prompt sets: held-out captions, chosen once by seed, on which every system is judged.
 
-`prompts/<name>/prompts.parquet` has one row a prompt: `prompt_id, caption, caption_key, caption_index, split, attributes,
-named` (the last two JSON: what the scene shows, what this caption names of it; "" where the dataset does not know).
+`prompts/<name>/` has a part of `prompts_per_part` prompts for each part of what systems generate from them, so that a part whose
+prompts stay what they are stays too. Rows, ordered by prompt_id over all parts: `prompt_id, caption, caption_key, caption_index, split,
+attributes, named` (the last two JSON: what the scene shows, what this caption names of it; {} where the dataset does not know).
 """
 
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.pipeline.artifacts import Artifact, PartSpec
-from data.pipeline.errors import UserError
-from data.pipeline.executors import InProcess
+from data.pipeline.artifacts import Artifact
+from data.pipeline.errors import Code, UserError
+from data.pipeline.executors import Executor
 from data.pipeline.run import Run
-from data.pipeline.runner import Stage, run_stage
-from eval.real_images import RealImages
-from eval.settings import PromptSetSettings
+from data.pipeline.runner import run_stages
+from data.pipeline.stage import PartSpec, Stage
+from eval.real_images import RealImages, RealSource
+from eval.settings import EvalSettings, PromptSetSettings
 
+IMAGES_PER_PART = 64  # that a system generates; at the default batch one batch
 PROMPTS_SCHEMA = pa.schema(
     [
         ("prompt_id", pa.string()),
@@ -59,25 +62,69 @@ class Prompt:
 
 def read_prompts(artifact: Artifact) -> list[Prompt]:
     """The prompts of a complete set, ordered by prompt_id."""
-    table = pq.read_table(artifact.require("python -m eval sample").folder / "prompts.parquet", schema=PROMPTS_SCHEMA)
+    parts = artifact.require("python -m eval generate").part_digests()
+    return [prompt for name in parts for prompt in read_part(part_path(artifact, name))]
+
+
+def part_path(artifact: Artifact, part: str) -> Path:
+    return artifact.folder / f"{part}.parquet"
+
+
+def read_part(path: Path) -> list[Prompt]:
+    table = pq.read_table(path, schema=PROMPTS_SCHEMA)
     return [Prompt(**row | {n: json.loads(row[n]) for n in ("attributes", "named")}) for row in table.to_pylist()]
 
 
-def make_prompts(run: Run, real: RealImages, name: str, settings: PromptSetSettings) -> Artifact:
-    """Choose the prompt set `name`, or keep the one that stands."""
+@dataclass(frozen=True)
+class PromptsWork:
+    """One part of the prompt set `name`: prompts `start` to `stop` of the whole choice."""
+
+    real: RealSource
+    name: str
+    settings: PromptSetSettings
+    seed: int
+    start: int
+    stop: int
+
+
+def prompts_per_part(settings: PromptSetSettings) -> int:
+    """As many as give IMAGES_PER_PART images, or one."""
+    return max(1, IMAGES_PER_PART // settings.samples)
+
+
+def make_prompts(run: Run, executor: Executor) -> list[Artifact]:
+    """Choose the prompt sets of the config, or keep those that stand."""
+    real = RealSource.of(run)
+    sets = run.config[EvalSettings].prompt_sets
+    return run_stages([prompts_stage(run, real, name, s) for name, s in sets.items()], executor, run.logs)
+
+
+def prompts_stage(run: Run, real: RealSource, name: str, settings: PromptSetSettings) -> Stage:
+    step = prompts_per_part(settings)
+    parts = [
+        PartSpec(
+            f"{i:05d}",
+            real.inputs,
+            PromptsWork(real, name, settings, run.seed, start, min(start + step, settings.captions)),
+        )
+        for i, start in enumerate(range(0, settings.captions, step))
+    ]
     chosen = settings.model_dump(mode="json") | {"prompt_set": name, "seed": run.seed}
-    part = PartSpec("00000", {"dataset and view": real.digest})
-    make = partial(_write_prompts, real, name, settings, run.seed)
-    stage = Stage(f"prompts-{name}", 1, run.folder / "prompts" / name, chosen, [part], make)
-    return run_stage(stage, InProcess(), run.logs)
+    return Stage(f"prompts-{name}", 2, run.folder / "prompts" / name, chosen, parts, write_prompts)
 
 
-def _write_prompts(
-    real: RealImages, name: str, settings: PromptSetSettings, seed: int, spec: PartSpec, attempt: Path
-) -> dict[str, int]:
-    prompts = choose_prompts(real, name, settings, seed)
-    pq.write_table(pa.Table.from_pylist([p.row() for p in prompts], PROMPTS_SCHEMA), attempt / "prompts.parquet")
+def write_prompts(spec: PartSpec, attempt: Path) -> dict[str, int]:
+    """Write one part's rows."""
+    work: PromptsWork = spec.work
+    prompts = _chosen(work.real, work.name, work.settings, work.seed)[work.start : work.stop]
+    pq.write_table(pa.Table.from_pylist([p.row() for p in prompts], PROMPTS_SCHEMA), attempt / f"{spec.name}.parquet")
     return {"prompts": len(prompts)}
+
+
+@lru_cache(maxsize=2)
+def _chosen(real: RealSource, name: str, settings: PromptSetSettings, seed: int) -> list[Prompt]:
+    """The whole choice, once in each process: every part is a slice of it."""
+    return choose_prompts(real.open(), name, settings, seed)
 
 
 def choose_prompts(real: RealImages, name: str, settings: PromptSetSettings, seed: int) -> list[Prompt]:
@@ -106,8 +153,8 @@ def choose_prompts(real: RealImages, name: str, settings: PromptSetSettings, see
             raise UserError(
                 f"prompt set {name!r} needs {count} distinct held-out captions{kind}, there are {len(found)} "
                 f"({len(real.splits['test'])} test and {len(real.splits['val'])} val images): "
-                f"lower eval.{name}, or raise dataset.split.test or the number of samples"
-            )
+                f"lower eval.{name}, or raise dataset.split.test or the number of samples", Code.EMPTY,
+            )  # fmt: skip
         chosen += found.values()
     return sorted(chosen, key=lambda p: p.prompt_id)
 

@@ -1,10 +1,11 @@
-"""What a config may say about evaluation."""
+"""What a config may say about evaluation, and whether the rest of the config can give what it asks for."""
 
+from collections.abc import Iterator
 from typing import ClassVar
 
 from pydantic import Field, model_validator
 
-from data.pipeline.config import Section, Settings
+from data.pipeline.config import Config, Section, Settings
 
 
 class PromptSetSettings(Settings):
@@ -35,9 +36,9 @@ class AttributeSettings(Settings):
 
 
 class InceptionSettings(Settings):
-    """StyleGAN2-ADA's TorchScript Inception (`inception-2015-12-05.pt`), which clean-fid uses, and its sha256."""
+    """StyleGAN2-ADA's TorchScript Inception and its sha256. clean-fid's wrapper, which runs it, asks for the file's own name."""
 
-    path: str
+    path: str = Field(pattern=r"(^|/)inception-2015-12-05\.pt$")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
@@ -49,7 +50,7 @@ class EvalSettings(Section):
     nothing."""
 
     section: ClassVar[str] = "eval"
-    owns: ClassVar[tuple[str, ...]] = ("prompts", "samples", "eval")
+    owns: ClassVar[tuple[str, ...]] = ("prompts", "generations", "eval")
     volatile: ClassVar[tuple[str, ...]] = ("label",)
     captions: PromptSetSettings = PromptSetSettings(captions=340, samples=2, two_object=20)
     grids: PromptSetSettings = PromptSetSettings(captions=20, samples=16, two_object=4)
@@ -64,7 +65,16 @@ class EvalSettings(Section):
     bootstrap_draws: int = Field(default=1000, ge=100)
     attributes: AttributeSettings = AttributeSettings()
     inception: InceptionSettings | None = None
-    label: str = ""
+    label: str | None = None
+
+    @property
+    def prompt_sets(self) -> dict[str, PromptSetSettings]:
+        """By name, as their folders in `prompts/` are called."""
+        return {"captions": self.captions, "grids": self.grids}
+
+    def scales(self, prompt_set: str) -> tuple[float, ...]:
+        """The decoder's guidance scales at which a prompt set is drawn."""
+        return self.guidance if prompt_set == "captions" else (self.grid_guidance,)
 
     @model_validator(mode="after")
     def _scales_are_usable(self) -> "EvalSettings":
@@ -73,3 +83,32 @@ class EvalSettings(Section):
                 f"guidance must be a rising list of scales >= 0, e.g. [1.0, 2.0, 4.0], got {list(self.guidance)}"
             )
         return self
+
+
+def problem_between_sections(config: Config) -> str | None:
+    """Why the dataset cannot give the captions that `[eval]` asks for, in one line; None when it can, or when only making it tells.
+
+    Each caption of a prompt set is of another held-out image, so where every sample is a scene their number bounds the prompt sets
+    before anything is drawn. Prompt sets that are left at their defaults are not judged: a config may be about the data alone."""
+    return next(_problems(config), None)
+
+
+def _problems(config: Config) -> Iterator[str]:
+    scenes, split = config.at("dataset.scenes"), config.at("dataset.split")
+    if scenes is None:
+        return
+    share = split.val + split.test
+    most = _held_out_at_most(scenes.samples, share)
+    for name, prompt_set in config[EvalSettings].prompt_sets.items():
+        if prompt_set != EvalSettings.model_fields[name].default and prompt_set.captions > most:
+            yield (
+                f"eval.{name}.captions = {prompt_set.captions}, each of another held-out image, but of dataset.scenes.samples = "
+                f"{scenes.samples} at dataset.split.val + test = {share:g} at most {most} are held out: "
+                "lower the first or raise one of the others"
+            )
+
+
+def _held_out_at_most(samples: int, share: float) -> int:
+    """Which split a scene falls into is drawn for each by itself: six standard deviations above the mean are never exceeded."""
+    spread = (samples * share * (1 - share)) ** 0.5
+    return min(samples, int(samples * share + 6 * spread))

@@ -1,25 +1,34 @@
-"""Systems: what turns captions into images. A run has two, unCLIP and the GLIDE baseline, behind one method."""
+"""Systems: what turns captions into images, behind one method. Which ones a run has, the rows of `[systems]` say.
 
+A system is a small frozen value that travels to any worker; its networks are loaded in the process that draws, once.
+"""
+
+import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data.pipeline.artifacts import fingerprint
+from data.pipeline.artifacts import fingerprint, publish_bytes
+from data.pipeline.errors import UserError
+from data.pipeline.lineage import Lineage
 from data.pipeline.run import Run
+from data.pipeline.stage import Input
+from eval.extract.clip import ClipExtractor
 from eval.settings import EvalSettings
+from training.settings import DecoderSettings, SystemsSettings
 from training.systems import SamplingOptions, TextToImage, load_system
-
-MODELS = {"unclip": ("prior", "decoder"), "glide": ("glide",)}
-MEMORY_LIMIT = 256 * 2**20  # bytes of z_i kept
 
 
 class System(Protocol):
-    """`inputs` are the digests of all that shapes an image besides its caption, seed and settings; `sampling` are those
-    settings, the decoder's guidance apart; `guidance_prior` is None for a system without a prior."""
+    """`inputs` are all that shapes an image besides its caption, seed and settings; `sampling` are those settings, the decoder's
+    guidance apart; `guidance_prior` is None for a system without a prior."""
 
     @property
     def name(self) -> str: ...
@@ -32,7 +41,7 @@ class System(Protocol):
     @property
     def sampling(self) -> Mapping[str, float]: ...
     @property
-    def inputs(self) -> Mapping[str, str]: ...
+    def inputs(self) -> tuple[Input, ...]: ...
 
     def generate(self, captions: Sequence[str], seeds: Sequence[int], guidance: float) -> NDArray[np.uint8]:
         """uint8 (n, side, side, 3); image i depends on captions[i], seeds[i] and guidance alone."""
@@ -41,21 +50,16 @@ class System(Protocol):
 
 @dataclass(frozen=True)
 class RunSystem:
-    """A system of this run. `guidance` moves the decoder's scale; the prior's stays fixed (paper, figure 11), so its draws are
-    kept and serve every scale."""
+    """A row of this run's `[systems]`. `guidance` moves the decoder's scale; the prior's stays fixed (paper, figure 11), so what it
+    draws serves every scale: `drawn` is a folder that keeps it (None: it is drawn each time)."""
 
-    model: TextToImage
+    run: Run
+    name: str
+    side: int
+    has_prior: bool
     options: SamplingOptions
-    inputs: Mapping[str, str]
-    _latents: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
-
-    @property
-    def name(self) -> str:
-        return self.model.name
-
-    @property
-    def side(self) -> int:
-        return self.model.side
+    inputs: tuple[Input, ...]
+    drawn: Path | None = None
 
     @property
     def steps(self) -> int:
@@ -63,39 +67,83 @@ class RunSystem:
 
     @property
     def guidance_prior(self) -> float | None:
-        return None if self.model.prior is None else self.options.guidance_prior
+        return self.options.guidance_prior if self.has_prior else None
 
     @property
     def sampling(self) -> Mapping[str, float]:
         prior = {"steps_prior": self.options.steps_prior, "candidates": self.options.candidates}
-        return {"batch": self.options.batch} | ({} if self.model.prior is None else prior)
+        return {"batch": self.options.batch} | (prior if self.has_prior else {})
 
     def generate(self, captions: Sequence[str], seeds: Sequence[int], guidance: float) -> NDArray[np.uint8]:
-        z_i = None if self.model.prior is None else self._embed(captions, seeds)
-        return self.model.decode(captions, z_i, seeds, replace(self.options, guidance_decoder=guidance))
+        z_i = self._embed(captions, seeds) if self.has_prior else None
+        return self._model().decode(captions, z_i, seeds, replace(self.options, guidance_decoder=guidance))
 
     def _embed(self, captions: Sequence[str], seeds: Sequence[int]) -> Tensor:
-        """z_i (n, d), from memory where these captions and seeds were drawn before. What is full takes no more in: scales come
-        one after the other over the same captions, so throwing the oldest out would leave nothing to find."""
-        key = fingerprint([list(captions), list(seeds)])
-        if key in self._latents:
-            return self._latents[key]
-        z_i = self.model.embed(captions, seeds, self.options)
-        if sum(kept.nbytes for kept in self._latents.values()) + z_i.nbytes <= MEMORY_LIMIT:
-            self._latents[key] = z_i
+        """z_i float32 (n, d), from `drawn` where it was drawn for another scale, in whichever process."""
+        if self.drawn is None:
+            return self._model().embed(captions, seeds, self.options)
+        shaping = [self.name, [one.digest for one in self.inputs], vars(self.options), list(captions), list(seeds)]
+        path = self.drawn / f"{fingerprint(shaping)}.npy"
+        if path.is_file():
+            return torch.from_numpy(np.load(path, allow_pickle=False))
+        z_i = self._model().embed(captions, seeds, self.options)
+        buffer = io.BytesIO()
+        np.save(buffer, z_i.numpy(), allow_pickle=False)
+        publish_bytes(path, buffer.getvalue())
         return z_i
 
+    def _model(self) -> TextToImage:
+        return _loaded(_Models(self.run, self.name, self.inputs))
 
-def open_system(run: Run, name: str) -> System:
-    """A system of the run with its models loaded. Raises UserError for another name, or models that are not there."""
-    model, s = load_system(run, name), run.config[EvalSettings]
+
+@dataclass(frozen=True, eq=False)
+class _Models:
+    """What `_loaded` loads; equal where folder, name and digests are."""
+
+    run: Run
+    name: str
+    inputs: tuple[Input, ...]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Models) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    @property
+    def _key(self) -> tuple[str, str, tuple[Input, ...]]:
+        return str(self.run.folder), self.name, self.inputs
+
+
+@lru_cache(maxsize=1)
+def _loaded(models: _Models) -> TextToImage:
+    """Once in each process, and anew for another system or other weights."""
+    return load_system(models.run, models.name)
+
+
+def open_system(run: Run, name: str, drawn: Path | None = None) -> RunSystem:
+    """A row of `[systems]`; no network is loaded. Raises UserError for a name that has no row, and for models that are not there or
+    are stale."""
+    rows = run.config[SystemsSettings].rows
+    if name not in rows:
+        raise UserError(f"unknown system {name!r}; the rows of [systems] are {', '.join(rows)}")
+    row, s = rows[name], run.config[EvalSettings]
+    lineage = Lineage(run)
+    models = [f"models/{model}" for model in (row.prior, row.decoder) if model is not None]
+    inputs = [Input(model, lineage.require(model).digest()) for model in models]
     options = SamplingOptions(
         guidance_prior=s.prior_guidance, steps_prior=s.prior_steps, steps_decoder=s.steps,
         candidates=s.prior_candidates, batch=s.batch,
     )  # fmt: skip
-    return RunSystem(model, options, system_inputs(run, name, model.clip.identity))
+    clip = ClipExtractor.open(run).inputs
+    return RunSystem(run, name, image_side(run), row.prior is not None, options, (*clip, *inputs), drawn)
 
 
-def system_inputs(run: Run, name: str, clip_identity: str) -> dict[str, str]:
-    """Digests of all weights behind a system's images, as they stand today; no network is loaded."""
-    return {"clip": clip_identity} | {m: run.model(m).require("make train").digest() for m in MODELS[name]}
+def open_systems(run: Run, drawn: Path | None = None) -> list[RunSystem]:
+    """Every row, in the order of the config."""
+    return [open_system(run, name, drawn) for name in run.config[SystemsSettings].rows]
+
+
+def image_side(run: Run) -> int:
+    """Pixels a side of every image that is drawn, and of the real ones beside them."""
+    return run.config[DecoderSettings].architecture.side

@@ -1,23 +1,30 @@
-"""The metrics table: one row a number. `eval/metrics.parquet` is long, so that any tool can pivot it."""
+"""The metrics table: one row a number. `eval/metrics/metrics.parquet` is long, so that any tool can pivot it."""
 
-import io
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.pipeline.artifacts import canonical_json, publish_bytes
-from data.pipeline.errors import UserError
+from data.pipeline.artifacts import canonical_json
+from data.pipeline.errors import Code, UserError
+from eval.metrics.families import FAMILIES
+from eval.metrics.metric import Measured, Metric
 
+Kind = Literal["system", "difference", "real", "chance"]
 METRICS_SCHEMA = pa.schema(
     [
-        ("metric", pa.string()),
-        ("system", pa.string()),  # unclip, glide, "unclip - glide" (paired difference), real, chance
-        ("settings_hash", pa.string()),  # of the samples artifact; "" where there is none
+        ("metric", pa.string()),  # how it is shown: family[what or space]
+        ("family", pa.string()),
+        ("space", pa.string()),  # whose features or judgement: "clip:1234abcd", "attributes", "inception"
+        ("what", pa.string()),  # the attribute; null for other families
+        ("scope", pa.string()),  # "one object", "two objects"; null for other families
+        ("kind", pa.string()),  # system, difference (paired, "a - b"), real (images), chance (a guesser)
+        ("system", pa.string()),  # a row of [systems], "a - b", real, chance
+        ("settings_hash", pa.string()),  # of the folder of generated images; null where there is none
         ("guidance", pa.float64()),  # of the decoder; null for real images and chance
         ("value", pa.float64()),
         ("lo", pa.float64()),  # 95 % interval
@@ -30,23 +37,24 @@ METRICS_SCHEMA = pa.schema(
         ("warnings", pa.list_(pa.string())),
     ]
 )
-FAMILIES = {
-    "fid": ("lower", "squared distance"),
-    "fd": ("lower", "squared distance"),
-    "clip_score": ("higher", "100 cos"),
-    "clip_score_hessel": ("higher", "2.5 max(cos, 0)"),
-    "r_precision": ("higher", "share"),
-    "diversity": ("higher", "1 - cos"),
-    "attribute_accuracy": ("higher", "share"),
-    "classifier_accuracy": ("higher", "share"),
-}
+
+
+@dataclass(frozen=True)
+class Whose:
+    """Whose images a set holds, as the columns of the metrics table say it."""
+
+    kind: Kind
+    system: str
+    guidance: float | None = None
+    settings_hash: str | None = None
 
 
 @dataclass(frozen=True)
 class Row:
-    """One number with its interval; columns as in METRICS_SCHEMA. `metric` is `family` or `family[what]`."""
+    """One number with its interval; columns as in METRICS_SCHEMA."""
 
-    metric: str
+    metric: Metric
+    kind: Kind
     system: str
     value: float
     lo: float
@@ -54,39 +62,63 @@ class Row:
     n: int
     images: int
     seed: int
-    settings_hash: str = ""
+    settings_hash: str | None = None
     guidance: float | None = None
-    warnings: tuple[str, ...] = field(default=())
-
-    @property
-    def direction(self) -> str:
-        return FAMILIES[self.metric.partition("[")[0]][0]
-
-    @property
-    def unit(self) -> str:
-        return FAMILIES[self.metric.partition("[")[0]][1]
+    warnings: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"direction": self.direction, "unit": self.unit, "warnings": list(self.warnings)}
+        """The row's columns, and where its metric is defined."""
+        columns = {**asdict(self), **asdict(self.metric)}
+        return columns | {"metric": self.metric.name, "warnings": list(self.warnings)}
 
 
-def publish_rows(path: Path, rows: Sequence[Row], facts: Mapping[str, Any]) -> None:
+def rows_of(found: Mapping[Metric, Measured], whose: Whose, seed: int) -> list[Row]:
+    """One row for each measurement."""
+    return [
+        Row(
+            metric, whose.kind, whose.system, m.estimate.value, m.estimate.lo, m.estimate.hi, m.n, m.images, seed,
+            whose.settings_hash, whose.guidance, (*m.warnings, *m.own_warnings),
+        )
+        for metric, m in found.items()
+    ]  # fmt: skip
+
+
+def chance_rows(found: Mapping[Metric, Measured], seed: int) -> list[Row]:
+    """What a guesser would reach, where that is known."""
+    return [
+        Row(metric, "chance", "chance", m.chance, m.chance, m.chance, m.n, m.images, seed)
+        for metric, m in found.items()
+        if m.chance is not None
+    ]
+
+
+def write_rows(path: Path, rows: Iterable[Row], facts: Mapping[str, Any]) -> None:
     """Write the table; `facts` (JSON types: what it was computed from) travel in its metadata."""
     schema = METRICS_SCHEMA.with_metadata({"facts": canonical_json(facts)})
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist([row.to_json() for row in rows], schema), buffer)
-    publish_bytes(path, buffer.getvalue())
+    content = [{name: value for name, value in row.to_json().items() if name in schema.names} for row in rows]
+    pq.write_table(pa.Table.from_pylist(content, schema), path)
 
 
 def read_rows(path: Path) -> tuple[list[Row], dict[str, Any]]:
     """Rows and facts. Raises UserError when the table is missing or is not ours."""
     if not path.is_file():
-        raise UserError(f"{path} does not exist; run `python -m eval metrics` first")
+        raise UserError(f"{path} does not exist; run `python -m eval metrics` first", Code.MISSING)
     table = pq.read_table(path)
     if table.column_names != METRICS_SCHEMA.names or b"facts" not in (table.schema.metadata or {}):
-        raise UserError(f"{path} is not a metrics table of this version; delete it and run `python -m eval metrics`")
-    rows = []
-    for row in table.to_pylist():
-        del row["direction"], row["unit"]
-        rows.append(Row(**row | {"warnings": tuple(row["warnings"])}))
-    return rows, json.loads(table.schema.metadata[b"facts"])
+        raise UserError(
+            f"{path} is not a metrics table of this version; delete {path.parent} and run `python -m eval metrics`",
+            Code.OTHER_VERSION,
+        )
+    return _rows(table.to_pylist()), json.loads(table.schema.metadata[b"facts"])
+
+
+def _rows(content: Sequence[Mapping[str, Any]]) -> list[Row]:
+    derived = ("metric", "family", "space", "what", "scope", "direction", "unit", "warnings")
+    return [
+        Row(
+            metric=FAMILIES[row["family"]].metric(row["space"], row["what"], row["scope"]),
+            warnings=tuple(row["warnings"]),
+            **{name: value for name, value in row.items() if name not in derived},
+        )
+        for row in content
+    ]

@@ -2,18 +2,34 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from data.pipeline.cli import Command, front_door
 from data.pipeline.config import Config
 from data.pipeline.settings import ClusterSettings
-from humaneval.settings import HumanevalSettings
+from humaneval.settings import HumanevalSettings, asks_for_study
 
 if TYPE_CHECKING:
     from data.pipeline.run import Run
     from humaneval.rating.store import Store
     from humaneval.study.study import Study
+
+# A part is 50 questions whose images are copied or pasted together: fewer parts are done before a cluster stands.
+PARTS_WORTH_A_CLUSTER = 64
+NO_STUDY = "no study: the config has fewer than two systems, or humaneval.questions asks for none of any kind"
+
+
+def where_asked(command: Callable[[Config, argparse.Namespace], None]) -> Callable[[Config, argparse.Namespace], None]:
+    """The command, where the config asks for a study; elsewhere a line that says that it does not. Not an error: `make eval` calls us."""
+
+    def run(config: Config, arguments: argparse.Namespace) -> None:
+        if asks_for_study(config):
+            command(config, arguments)
+        else:
+            print(NO_STUDY)
+
+    return run
 
 
 def build(config: Config, _: argparse.Namespace) -> None:
@@ -29,7 +45,7 @@ def build(config: Config, _: argparse.Namespace) -> None:
     precious = existing.exists() and people_have_rated(
         database_url(run, config[HumanevalSettings]), sha256_file(existing)
     )
-    with open_executor(config[ClusterSettings], run.scratch) as executor:
+    with open_executor(config[ClusterSettings], run.scratch, at_least=PARTS_WORTH_A_CLUSTER) as executor:
         study = Study(build_study(run, config, executor, precious))
     counts = ", ".join(f"{sum(q.kind == kind for q in study.questions.values())} {kind}" for kind in study.kinds)
     print(f"wrote {study.artifact.folder}: {counts}; study {study.hash[:12]}")
@@ -83,9 +99,13 @@ def _columns(rows: Sequence[dict[str, str]]) -> list[str]:
 
 
 COMMANDS = (
-    Command("build", "draw the questions from both systems' samples and freeze the study", build),
-    Command("simulate", "let simulated raters answer (tests and the demo; labelled simulated everywhere)", simulate),
-    Command("results", "win rates with intervals, results.json and ratings.parquet", results),
+    Command("build", "draw the questions from both systems' generated images and freeze the study", where_asked(build)),
+    Command(
+        "simulate",
+        "let simulated raters answer (tests and the demo; labelled simulated everywhere)",
+        where_asked(simulate),
+    ),
+    Command("results", "win rates with intervals, results.json and ratings.parquet", where_asked(results)),
 )
 
 if __name__ == "__main__":

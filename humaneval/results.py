@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.pipeline.artifacts import publish_bytes, publish_json, read_json
-from data.pipeline.errors import UserError
+from data.pipeline.errors import Code, UserError
 from data.pipeline.run import Run
 from humaneval.rating.simulate import DISCLAIMER
 from humaneval.rating.store import Rating
@@ -67,7 +67,8 @@ def summarise(study: Study, ratings: Sequence[Rating]) -> dict[str, Any]:
     tidy = tidy_ratings(study, ratings)
     if not tidy:
         raise UserError(
-            "nobody has rated this study yet; run `make rate` (python -m dashboards rate), or python -m humaneval simulate"
+            "nobody has rated this study yet; run `make rate` (python -m dashboards rate), or python -m humaneval simulate",
+            Code.MISSING,
         )
     rows = []
     tidy.sort(key=lambda row: (row["simulated"], study.kinds.index(row["kind"])))
@@ -76,7 +77,7 @@ def summarise(study: Study, ratings: Sequence[Rating]) -> dict[str, Any]:
     simulated = any(row["simulated"] for row in rows)
     return {
         "simulated": simulated,
-        "note": f"{DISCLAIMER} (rows with simulated = true)" if simulated else "",
+        "note": f"{DISCLAIMER} (rows with simulated = true)" if simulated else None,
         "study": {
             "hash": study.hash,
             "consent_version": study.wording["consent_version"],
@@ -125,7 +126,7 @@ def read_results(run: Run) -> dict[str, Any]:
     """results.json. Raises UserError naming the command that makes it."""
     path = run.folder / RESULTS
     if not path.exists():
-        raise UserError(f"{path} does not exist; run `python -m humaneval results` first")
+        raise UserError(f"{path} does not exist; run `python -m humaneval results` first", Code.MISSING)
     results: dict[str, Any] = read_json(path, "results")
     return results
 

@@ -1,4 +1,4 @@
-"""Front door of the training room: `python -m training clip|prior|decoder|glide --config FILE`."""
+"""Front door of the training room: `python -m training clip|decoder|glide|prior|all --config FILE`."""
 
 import argparse
 import sys
@@ -8,48 +8,48 @@ from data.pipeline.cli import Command, front_door
 from data.pipeline.config import Config
 from data.pipeline.run import Run
 from embed.settings import ClipSettings
+from training.stages import TRAININGS
 
 
-def train_clip(config: Config, arguments: argparse.Namespace) -> None:
-    source = config[ClipSettings].source
-    if source != "run":
-        print(
-            f'nothing to train: clip.source = "{source}" names a CLIP that exists; only clip.source = "run" is trained here'
-        )
+def train_one(config: Config, arguments: argparse.Namespace) -> None:
+    """The training of the command's name."""
+    training = next(one for one in TRAININGS if one.name == arguments.command)
+    if training.name == "clip" and not training.row.asked_for(config):
+        source = config[ClipSettings].source
+        print(f'nothing to train: clip.source = "{source}" names a CLIP that exists; clip.source = "run" trains one')
         return
-    from training.tasks.clip import train_clip as train
+    from training.launch import train
 
-    artifact = train(Run.open(config))
-    assert artifact is not None
-    report(artifact)
-
-
-def train_prior(config: Config, arguments: argparse.Namespace) -> None:
-    from training.tasks.prior import train_prior as train
-
-    report(train(Run.open(config)))
+    run = Run.open(config)
+    report(train(run, training.stage(run)))
 
 
-def train_decoder(config: Config, arguments: argparse.Namespace) -> None:
-    from training.tasks.decoder import train_decoder as train
+def train_all(config: Config, arguments: argparse.Namespace) -> None:
+    """Every model that a row of `[systems]` names, independent ones side by side."""
+    asked_for = [one for one in TRAININGS if one.together and one.row.asked_for(config)]
+    from training.launch import train_together
 
-    report(train(Run.open(config), arguments.command))
+    run = Run.open(config)
+    for artifact in train_together(run, [one.stage(run) for one in asked_for]):
+        report(artifact)
 
 
 def report(artifact: Artifact) -> None:
     """The last number of each kind, and where the model lies."""
-    import pyarrow.parquet as pq
+    from training.loop.ranks import rank_and_ranks
 
-    last = {row["name"]: row["value"] for row in pq.read_table(artifact.folder / "log.parquet").to_pylist()}
+    if rank_and_ranks()[0] != 0:  # the first process of a launcher speaks for all
+        return
+    from training.checkpoints import read_log
+
+    last = {name: value for _, name, value in read_log(artifact)}
     print(", ".join(f"{name} {value:.4g}" for name, value in sorted(last.items())))
     print(f"wrote {artifact.folder}")
 
 
 COMMANDS = [
-    Command("clip", "train the run's own CLIP on the view base", train_clip),
-    Command("prior", "train the diffusion prior", train_prior),
-    Command("decoder", "train the decoder", train_decoder),
-    Command("glide", "train the GLIDE baseline: the decoder's network on captions alone", train_decoder),
+    *(Command(training.name, training.help, train_one) for training in TRAININGS),
+    Command("all", "train every model that a row of [systems] names, independent ones side by side", train_all),
 ]
 
 if __name__ == "__main__":

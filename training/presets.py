@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-_CLIP_DEFAULTS: dict[str, Any] = {
+CLIP_DEFAULTS: dict[str, Any] = {
     "optimiser": {"steps": 400, "batch": 128, "lr": 2e-3, "beta2": 0.98, "weight_decay": 0.05, "ema": 0.9},
 }
 
-_PRIOR_PRESETS: dict[str, dict[str, Any]] = {
+PRIOR_PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {"optimiser": {"steps": 500, "batch": 128, "lr": 1e-3, "ema": 0.99}},
     "small": {
         "architecture": {"width": 512, "depth": 8, "heads": 8},
@@ -25,7 +25,7 @@ _PRIOR_PRESETS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
-_DECODER_PRESETS: dict[str, dict[str, Any]] = {
+DECODER_PRESETS: dict[str, dict[str, Any]] = {
     # x_0-prediction learns visibly faster than v at 16 pixels and a few hundred steps.
     "tiny": {
         "diffusion": {"prediction": "x0"},
@@ -55,16 +55,17 @@ _DECODER_PRESETS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def _over_preset(presets: Mapping[str, Any], given: Any, always: dict[str, Any]) -> Any:
+def over_preset(presets: Mapping[str, Any], given: Any, always: dict[str, Any]) -> Any:
     """`given` laid over its preset's row; what is not a table, or names no preset, is left to the model to refuse."""
     if not isinstance(given, Mapping) or given.get("preset", "tiny") not in presets:
         return given
-    return _merged(_merged(always, presets[given.get("preset", "tiny")]), given)
+    return merged(merged(always, presets[given.get("preset", "tiny")]), given)
 
 
-def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(below)
+def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """`above` laid over `below`, table by table."""
+    found = dict(below)
     for key, value in above.items():
-        both_tables = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merged(merged[key], value) if both_tables else value
-    return merged
+        both_tables = isinstance(value, Mapping) and isinstance(found.get(key), Mapping)
+        found[key] = merged(found[key], value) if both_tables else value
+    return found

@@ -1,139 +1,33 @@
-"""What a config may say about training: CLIP, the prior, the decoder and the GLIDE baseline.
+"""What a config may say about training: CLIP, the prior, the decoder and the GLIDE baseline, and which models make up a system.
 
 `preset` names a row of numbers (`paper` is Table 3 of arXiv 2204.06125); every key may still be set by itself.
 """
 
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
-from data.pipeline.config import Section, Settings
-from training.presets import _CLIP_DEFAULTS, _DECODER_PRESETS, _PRIOR_PRESETS, _merged, _over_preset
-
-PositiveInt = Annotated[int, Field(ge=1)]
-# A model that merges a preset validates plain objects, where strictness would refuse TOML's arrays for tuples.
-Integers = Annotated[
-    tuple[PositiveInt, ...], BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
-]
-Floats = Annotated[tuple[float, ...], BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)]
-
-
-class OptimiserSettings(Settings):
-    """AdamW with linear warm-up, then constant or cosine to `final_lr * lr`; EMA of the weights (its decay warms up too).
-
-    `batch` samples make one update, taken in `accumulation` slices; `validate_every` 0 validates after the last step only.
-    """
-
-    steps: int = Field(default=500, ge=1)
-    batch: int = Field(default=64, ge=1)
-    accumulation: int = Field(default=1, ge=1)
-    lr: float = Field(default=1e-3, gt=0)
-    warmup: int = Field(default=50, ge=0)
-    schedule: Literal["constant", "cosine"] = "cosine"
-    final_lr: float = Field(default=0.02, ge=0, le=1)
-    beta1: float = Field(default=0.9, ge=0, lt=1)
-    beta2: float = Field(default=0.99, ge=0, lt=1)
-    eps: float = Field(default=1e-8, gt=0)
-    weight_decay: float = Field(default=0.01, ge=0)
-    clip_norm: float = Field(default=1.0, gt=0)
-    ema: float = Field(default=0.995, ge=0, lt=1)
-    precision: Literal["bf16", "fp32"] = "bf16"
-    log_every: int = Field(default=25, ge=1)
-    validate_every: int = Field(default=0, ge=0)
-
-    @model_validator(mode="after")
-    def _slices_are_whole(self) -> "OptimiserSettings":
-        if self.batch % self.accumulation:
-            raise ValueError(f"batch must be a multiple of accumulation, got {self.batch} and {self.accumulation}")
-        return self
-
-
-class DiffusionSettings(Settings):
-    """The noise process: T steps, schedule of alpha-bar, and what the network predicts."""
-
-    steps: int = Field(default=1000, ge=2)
-    schedule: Literal["cosine", "linear"] = "cosine"
-    prediction: Literal["eps", "x0", "v"] = "v"
-
-
-class PriorArchitecture(Settings):
-    """diffusers' PriorTransformer: one causal transformer over caption tokens, z_t, timestep, noised z_i and a final query."""
-
-    width: int = Field(default=192, ge=8)
-    depth: int = Field(default=3, ge=1)
-    heads: int = Field(default=4, ge=1)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-
-    @model_validator(mode="after")
-    def _heads_divide_width(self) -> "PriorArchitecture":
-        if self.width % (2 * self.heads):
-            raise ValueError(f"width must be a multiple of 2 * heads, got {self.width} and {self.heads}")
-        return self
-
-
-class TextEncoderSettings(Settings):
-    """The decoder's text transformer over token ids; its width is also the decoder's context width.
-
-    `start = "random"` trains it with the decoder, as GLIDE and the paper do. `start = "clip"` copies the CLIP's text tower (whose
-    width, depth and heads it must have) and keeps it frozen: much cheaper where steps are few.
-    """
-
-    start: Literal["random", "clip"] = "random"
-    width: int = Field(default=96, ge=8)
-    depth: int = Field(default=2, ge=1)
-    heads: int = Field(default=4, ge=1)
-
-
-class DecoderArchitecture(Settings):
-    """diffusers' UNet2DConditionModel in the GLIDE / Karlo layout. Level i has `channels[i]` channels at `side / 2**i` pixels;
-    every level but the first attends (self and context)."""
-
-    side: int = Field(default=16, ge=4)
-    channels: Integers = (32, 64, 128)
-    depth: int = Field(default=1, ge=1)
-    head_channels: int = Field(default=64, ge=4)
-    norm_groups: int = Field(default=8, ge=1)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    text: TextEncoderSettings = TextEncoderSettings()
-
-    @model_validator(mode="after")
-    def _fits(self) -> "DecoderArchitecture":
-        if len(self.channels) < 2 or self.side % 2 ** (len(self.channels) - 1):
-            raise ValueError(
-                f"channels needs two or more levels that halve side = {self.side} evenly, got {list(self.channels)}"
-            )
-        if any(c % self.norm_groups for c in self.channels):
-            raise ValueError(
-                f"every entry of channels must be a multiple of norm_groups = {self.norm_groups}, got {list(self.channels)}"
-            )
-        if any(c % self.head_channels for c in self.channels[1:]):
-            raise ValueError(
-                f"channels beyond the first must be multiples of head_channels = {self.head_channels}, got {list(self.channels)}"
-            )
-        return self
-
-
-class ClipArchitecture(Settings):
-    """An open_clip `CLIP`. With `patch` a ViT of `depth` blocks; without, a ModifiedResNet of `layers` bottlenecks a stage."""
-
-    embed_dim: int = Field(default=128, ge=8)
-    image_size: int = Field(default=32, ge=8)
-    width: int = Field(default=24, ge=8)
-    layers: Integers = (1, 1, 1, 1)
-    patch: int | None = Field(default=None, ge=1)
-    depth: int = Field(default=3, ge=1)
-    head_width: int = Field(default=64, ge=8)
-    context_length: int = Field(default=28, ge=4)
-    text_width: int = Field(default=128, ge=8)
-    text_heads: int = Field(default=4, ge=1)
-    text_layers: int = Field(default=2, ge=1)
+from data.dataset.settings import DatasetSettings
+from data.pipeline.config import Config, Section, Settings
+from embed.settings import ClipSettings
+from training.presets import CLIP_DEFAULTS, DECODER_PRESETS, PRIOR_PRESETS, merged, over_preset
+from training.tables import (
+    ClipArchitecture,
+    DecoderArchitecture,
+    DiffusionSettings,
+    OptimiserSettings,
+    PriorArchitecture,
+)
 
 
 class TrainingSection(Section):
-    """What the three sections share. `checkpoint_seconds` is the time that a kill can cost."""
+    """What the sections of trainings share. `checkpoint_seconds` is the time that a kill can cost; `serves_as` is the key of a row of
+    `[systems]` under which the section's models may stand."""
 
     volatile: ClassVar[tuple[str, ...]] = ("checkpoint_seconds",)
+    serves_as: ClassVar[str | None] = None
     optimiser: OptimiserSettings = OptimiserSettings()
     checkpoint_seconds: float = Field(default=30.0, gt=0)
     validation_samples: int = Field(default=256, ge=2)
@@ -154,7 +48,7 @@ class ClipTrainingSettings(TrainingSection):
     @model_validator(mode="before")
     @classmethod
     def _fill_in_defaults(cls, given: Any) -> Any:
-        return _merged(_CLIP_DEFAULTS, given) if isinstance(given, Mapping) else given
+        return merged(CLIP_DEFAULTS, given) if isinstance(given, Mapping) else given
 
 
 class PriorSettings(TrainingSection):
@@ -162,6 +56,7 @@ class PriorSettings(TrainingSection):
 
     section: ClassVar[str] = "prior"
     owns: ClassVar[tuple[str, ...]] = ("models/prior",)
+    serves_as: ClassVar[str | None] = "prior"
     preset: Literal["tiny", "small", "paper"] = "tiny"
     architecture: PriorArchitecture = PriorArchitecture()
     diffusion: DiffusionSettings = DiffusionSettings(prediction="x0")
@@ -170,7 +65,7 @@ class PriorSettings(TrainingSection):
     @model_validator(mode="before")
     @classmethod
     def _fill_in_preset(cls, given: Any) -> Any:
-        return _over_preset(_PRIOR_PRESETS, given, {"diffusion": {"prediction": "x0"}})
+        return over_preset(PRIOR_PRESETS, given, {"diffusion": {"prediction": "x0"}})
 
 
 class DecoderSettings(TrainingSection):
@@ -181,6 +76,7 @@ class DecoderSettings(TrainingSection):
 
     section: ClassVar[str] = "decoder"
     owns: ClassVar[tuple[str, ...]] = ("models/decoder", "models/glide")
+    serves_as: ClassVar[str | None] = "decoder"
     preset: Literal["tiny", "small", "paper"] = "tiny"
     architecture: DecoderArchitecture = DecoderArchitecture()
     diffusion: DiffusionSettings = DiffusionSettings()
@@ -191,4 +87,87 @@ class DecoderSettings(TrainingSection):
     @model_validator(mode="before")
     @classmethod
     def _fill_in_preset(cls, given: Any) -> Any:
-        return _over_preset(_DECODER_PRESETS, given, {})
+        return over_preset(DECODER_PRESETS, given, {})
+
+
+class SystemSettings(Settings):
+    """A system: the model that draws its images and, where it has one, the model that gives that its z_i, by the names of their
+    trainings. Without a `prior` images are drawn from captions alone."""
+
+    prior: str | None = None
+    decoder: str
+
+
+class SystemsSettings(Section):
+    """What turns captions into images: one row a system, `[systems.<name>]`. Without the section: `unclip` and `glide`."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, SystemSettings]
+    section: ClassVar[str] = "systems"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_rows(cls, given: Any) -> Any:
+        return given or {"unclip": {"prior": "prior", "decoder": "decoder"}, "glide": {"decoder": "glide"}}
+
+    @model_validator(mode="after")
+    def _names_make_folders(self) -> "SystemsSettings":
+        for name in self.rows:
+            if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
+                raise ValueError(f"the name of a system is lower-case letters, digits, - and _, got {name!r}")
+        return self
+
+    @property
+    def rows(self) -> dict[str, SystemSettings]:
+        """Name -> row, in the order of the config."""
+        return dict(self.__pydantic_extra__)
+
+    def models(self) -> tuple[str, ...]:
+        """Names of the models that the rows ask for, each once."""
+        named = [model for row in self.rows.values() for model in (row.prior, row.decoder) if model is not None]
+        return tuple(dict.fromkeys(named))
+
+
+def problem_between_sections(config: Config) -> str | None:
+    """Why sections of a config cannot go together, in one line; None when they can."""
+    return next(_problems(config), None)
+
+
+def _problems(config: Config) -> Iterator[str]:
+    yield from _unknown_models(config)
+    if not any(name in config[SystemsSettings].models() for name in ("decoder", "glide")):
+        return
+    image, decoder = config[DatasetSettings].image, config[DecoderSettings].architecture
+    if image.mode != "no" and decoder.side > image.size:
+        yield (
+            f"decoder.architecture.side = {decoder.side}, but stored images have at most dataset.image.size = {image.size} pixels; "
+            "lower the one or raise the other"
+        )
+    yield from _other_text_tower(config)
+
+
+def _unknown_models(config: Config) -> Iterator[str]:
+    for name, row in config[SystemsSettings].rows.items():
+        for key, model in row.model_dump(exclude_none=True).items():
+            known = _models_serving_as(config, key)
+            if model not in known:
+                yield f"systems.{name}.{key} = {model!r} is no {key} that can be trained; known: {', '.join(known)}"
+
+
+def _models_serving_as(config: Config, key: str) -> list[str]:
+    sections = [s for s in config if isinstance(s, TrainingSection) and s.serves_as == key]
+    return [owned.removeprefix("models/") for section in sections for owned in section.owns]
+
+
+def _other_text_tower(config: Config) -> Iterator[str]:
+    """`text.start = "clip"` reads the states of the CLIP that this run trains: its shape is known before."""
+    text, tower = config[DecoderSettings].architecture.text, config[ClipTrainingSettings].architecture
+    if text.start != "clip" or config[ClipSettings].source != "run":
+        return
+    stated = {"width": tower.text_width, "depth": tower.text_layers, "heads": tower.text_heads}
+    for key, value in stated.items():
+        if getattr(text, key) != value:
+            yield (
+                f"decoder.architecture.text.start = 'clip' reads the CLIP's own text tower, whose {key} clip_training.architecture "
+                f"says is {value}; decoder.architecture.text.{key} = {getattr(text, key)}"
+            )

@@ -5,7 +5,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,10 +24,13 @@ from data.fetch.http import Fetched
 from data.fetch.limits import HostLimits
 from data.fetch.reasons import Reason
 from data.fetch.settings import FetchSettings
+from data.images.phash import near_any, phash64
 from data.images.resize import resize_image
 from data.images.settings import ImageSettings
-from data.pipeline.artifacts import PartSpec, canonical_json
-from data.pipeline.errors import UserError
+from data.pipeline.artifacts import canonical_json
+from data.pipeline.errors import Code, UserError
+from data.pipeline.stage import PartSpec
+from data.sources.candidates import Served
 from data.sources.exclude import Exclusions, read_exclusions
 from data.sources.settings import ExcludeSettings
 from data.sources.source import fetcher_for
@@ -36,47 +40,61 @@ CARRIED = ("key", "source_id", "url", "captions", "split", "license", "source_pa
 AS_JSON = ("attributes", "extra")
 
 
-def make_shard(spec: PartSpec, attempt: Path) -> dict[str, int]:
-    """Part function: writes `shards/`, `ledger/` and `log/` under `attempt`. Returns counts of samples and pairs.
+@dataclass(frozen=True)
+class ShardWork:
+    """What one shard is made by. `earlier` names the parts that hold the rows' earlier outcomes, in order: it is given when the part
+    is a retry, whose counts say what changed."""
 
-    `payload["earlier"]` names the parts that hold the rows' earlier outcomes; it is there when this part is a retry, whose counts
-    say what changed.
-    """
-    payload = spec.payload
-    folder, image = Path(payload["dataset"]), ImageSettings(**payload["image"])
-    table = read_plan(folder, int(spec.name))
-    if plan_digest(table) != spec.inputs["plan"]:
-        raise UserError(f"the plan in {folder} changed while its shards were made; run `make dataset` again")
+    dataset: Path
+    served: Served
+    fetch: FetchSettings
+    image: ImageSettings
+    exclude: ExcludeSettings
+    earlier: tuple[str, ...] | None = None
+
+
+def make_shard(spec: PartSpec, attempt: Path) -> dict[str, int]:
+    """Part function: writes `shards/`, `ledger/` and `log/` under `attempt`. Returns counts of samples and pairs."""
+    work: ShardWork = spec.work
+    table = planned_table(work.dataset, spec)
     rows = table.sort_by("key").to_pydict()
     start = time.perf_counter()
-    outcomes, spool = _download(rows, payload, image, attempt / "scratch")
-    exclude_by_content(outcomes, spool, ExcludeSettings(**payload["exclude"]))
-    stored = write_shard(attempt / "shards" / f"{spec.name}.tar", rows, outcomes, spool, image.format)
+    outcomes, spool = _download(rows, work, attempt / "scratch")
+    exclude_by_content(outcomes, spool, work.exclude)
+    stored = write_shard(attempt / "shards" / f"{spec.name}.tar", rows, outcomes, spool, work.image.format)
     ledger = ledger_table(rows, outcomes, stored)
     write_table(attempt / "ledger" / f"{spec.name}.parquet", ledger)
     log = _log_table(rows["key"], outcomes).replace_schema_metadata({"seconds": f"{time.perf_counter() - start:.3f}"})
     write_table(attempt / "log" / f"{spec.name}.parquet", log)
     shutil.rmtree(attempt / "scratch")
-    return count(ledger, earlier_reasons(folder, payload["earlier"]) if "earlier" in payload else None)
+    return count(ledger, None if work.earlier is None else earlier_reasons(work.dataset, work.earlier))
 
 
-def _download(
-    rows: Mapping[str, list[Any]], payload: Mapping[str, Any], image: ImageSettings, scratch: Path
-) -> tuple[list[Outcome], Path]:
+def planned_table(dataset: Path, spec: PartSpec) -> pa.Table:
+    """The plan's rows of a part. Raises UserError when they are not those that the part was planned from."""
+    table = read_plan(dataset, int(spec.name))
+    if plan_digest(table) != spec.digest_of(f"@source:{spec.name}"):
+        raise UserError(
+            f"the plan in {dataset} changed while its shards were made; run the same command again", Code.INPUT_CHANGED
+        )
+    return table
+
+
+def _download(rows: Mapping[str, list[Any]], work: ShardWork, scratch: Path) -> tuple[list[Outcome], Path]:
     """One outcome a row. Nothing is asked for a row that an exclusion list names or that has no caption."""
-    settings = FetchSettings(**payload["fetch"])
+    settings = work.fetch
     outcomes = [
         Outcome(i, _refused(e, c)) for i, (e, c) in enumerate(zip(rows["excluded"], rows["captions"], strict=True))
     ]
     wanted = [o.row for o in outcomes if o.reason is None]
     found, spool = download_shard(
         [rows["url"][i] for i in wanted],
-        _fetcher(_text(payload["source"]), _text(payload["fetch"]), *_hosts_file(Path(payload["dataset"]))),
-        lambda content: resize_image(content, image),
+        _fetcher(work.served, settings, *_hosts_file(work.dataset)),
+        lambda content: resize_image(content, work.image),
         settings.threads,
         scratch,
         # What is retried failed before: if it fails again, that says nothing about the run.
-        breaker=None if "earlier" in payload else Breaker(settings.breaker_window, settings.breaker_min_success),
+        breaker=Breaker(settings.breaker_window, settings.breaker_min_success) if work.earlier is None else None,
         expected_hashes=[rows["expected_hash"][i] for i in wanted] if settings.verify_hash else None,
     )
     for i, outcome in zip(wanted, found, strict=True):
@@ -90,39 +108,31 @@ def _refused(excluded: str | None, captions: list[str]) -> Reason | None:
     return None if captions else Reason.NO_CAPTION
 
 
-def _hosts_file(dataset: Path) -> tuple[str, int]:
+def _hosts_file(dataset: Path) -> tuple[Path, int]:
     """Where all workers of a dataset keep their limits for each host, and which file it is (a deleted one is not shared)."""
     path = dataset / "log" / "hosts"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
-    return str(path), path.stat().st_ino
+    return path, path.stat().st_ino
 
 
 @lru_cache(maxsize=1)
-def _fetcher(source: str, fetch: str, hosts: str, _inode: int) -> Callable[[str], Fetched]:
+def _fetcher(served: Served, settings: FetchSettings, hosts: Path, _inode: int) -> Callable[[str], Fetched]:
     """The fetch of this process for one dataset: its connections and what hosts said about robots outlive a shard."""
-    settings = FetchSettings(**json.loads(fetch))
-    limits = HostLimits(Path(hosts), settings.per_host, settings.per_host_rate)
-    return fetcher_for(json.loads(source), settings, limits)
-
-
-def _text(value: Any) -> str:
-    return json.dumps(value, sort_keys=True)
+    return fetcher_for(served, settings, HostLimits(hosts, settings.per_host, settings.per_host_rate))
 
 
 def exclude_by_content(outcomes: list[Outcome], spool: Path, settings: ExcludeSettings) -> None:
     """Drop what the lists of sha256 (original bytes) and perceptual hashes (stored image) name."""
     if settings.sha256 is None and settings.phash is None:
         return
-    lists = _exclusions(_text(settings.model_dump(mode="json")))
+    lists = _exclusions(settings)
     for outcome in outcomes:
         if outcome.image is not None and outcome.original_sha256 in lists.sha256:
             outcome.reason, outcome.image = Reason.EXCLUDED_SHA256, None
     stored = [outcome for outcome in outcomes if outcome.image is not None]
     if not len(lists.phash) or not stored:
         return
-    from data.images.phash import near_any, phash64
-
     with spool.open("rb") as file:
         hashes = [phash64(decode_rgb(_read_spool(file, outcome))) for outcome in stored]
     near = near_any(np.array(hashes, np.uint64), lists.phash, settings.phash_distance)
@@ -132,8 +142,8 @@ def exclude_by_content(outcomes: list[Outcome], spool: Path, settings: ExcludeSe
 
 
 @lru_cache(maxsize=1)
-def _exclusions(settings: str) -> Exclusions:
-    return read_exclusions(ExcludeSettings(**json.loads(settings)))
+def _exclusions(settings: ExcludeSettings) -> Exclusions:
+    return read_exclusions(settings)
 
 
 def _read_spool(file: BinaryIO, outcome: Outcome) -> bytes:
@@ -203,7 +213,7 @@ def write_table(path: Path, table: pa.Table) -> None:
     pq.write_table(table, path, compression="zstd")
 
 
-def earlier_reasons(folder: Path, parts: list[str]) -> dict[str, str | None]:
+def earlier_reasons(folder: Path, parts: Sequence[str]) -> dict[str, str | None]:
     """key -> its reason in the latest of `parts`, which come in order."""
     reasons: dict[str, str | None] = {}
     for name in parts:

@@ -9,7 +9,7 @@ errors, limits, keys and files is replaced through its own seams:
   missing from a shard that "succeeded"), so both remember their first error and it is raised after the shard;
 - status, HTTP code and typed reason travel in a side table keyed by row.
 
-`tests/data/test_img2dataset_seam.py` pins each of these facts against the installed version.
+`tests/data/dataset/test_img2dataset_seam.py` pins each of these facts against the installed version.
 """
 
 import hashlib

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -47,6 +48,12 @@ def read_ledger(dataset: Artifact, name: str | None = None, columns: list[str] |
     if has_retries(dataset.folder):
         table = table.take(pa.array(last_of_each(table["key"])))
     return table if columns is None else table.select(columns)
+
+
+def stored_keys(dataset: Artifact, part: str) -> pa.ChunkedArray:
+    """Keys of the samples that a part stored, in its order."""
+    ledger = pq.read_table(ledger_path(dataset.folder, part), columns=["key", "reason"])
+    return ledger["key"].filter(pc.is_null(ledger["reason"]))
 
 
 def has_retries(folder: Path) -> bool:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 PAIR = ["key", "caption_index"]
 
 
-def _aligned(path: Path, columns: list[str], pairs: pa.Table) -> tuple[pa.Table, pa.ChunkedArray | None]:
+def aligned(path: Path, columns: list[str], pairs: pa.Table) -> tuple[pa.Table, pa.ChunkedArray | None]:
     """The columns of a part of scores, row by row beside `pairs`, and which pairs have such a row (None: all). Null where not."""
     if not path.exists():
         nothing = pa.chunked_array([pa.array(np.zeros(len(pairs), bool))])

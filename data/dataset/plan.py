@@ -27,10 +27,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data.pipeline.artifacts import fsync_path, publish_json, raise_if_full, read_json
-from data.pipeline.errors import UserError
+from data.pipeline.errors import Code, UserError
 from data.pipeline.faults import boundary
 from data.pipeline.progress import PLAIN_INTERVAL_S
 from data.sources.candidates import Candidate
+from data.sources.facts import describe_change
 from data.sources.settings import SplitSettings
 
 if TYPE_CHECKING:
@@ -81,14 +82,35 @@ def freeze_plan(folder: Path, source: "Source", settings: "DatasetSettings", see
     made from: keys of existing shards would change meaning.
     """
     made_from = json.loads(json.dumps(_made_from(source, settings, seed)))
+    standing = _standing_plan(folder, made_from)
+    if standing is not None:
+        return standing
+    _write_plan(folder, source, settings, seed, made_from)
+    for note, count in sorted(source.notes.items()):
+        print(f"note: {count} x {note}", file=sys.stderr)
+    standing = read_frozen(folder)
+    assert standing is not None
+    return standing
+
+
+def _standing_plan(folder: Path, made_from: Mapping[str, Any]) -> FrozenPlan | None:
+    """The plan that stands, where it was made from the same; None where none stands that parts were made from."""
     standing = read_frozen(folder)
     if standing is not None and standing.made_from == made_from and (folder / PLAN_FILE).is_file():
         return standing
     if any((folder / "parts").glob("*.json")):
         raise UserError(
             f"{folder / PLAN_FILE} is frozen and {_changed(standing, made_from)}; "
-            f"use another run.name, or delete {folder} to start over"
+            f"use another run.name, or delete {folder} to start over",
+            Code.INPUT_CHANGED,
         )
+    return None
+
+
+def _write_plan(
+    folder: Path, source: "Source", settings: "DatasetSettings", seed: int, made_from: Mapping[str, Any]
+) -> None:
+    """Stream the source into plan.parquet, then publish source.json."""
     temporary = folder / "attempts" / f"plan.{uuid.uuid4().hex}.parquet"
     try:
         with PlanWriter(temporary) as writer:
@@ -110,11 +132,6 @@ def freeze_plan(folder: Path, source: "Source", settings: "DatasetSettings", see
         raise
     finally:
         temporary.unlink(missing_ok=True)
-    for note, count in sorted(source.notes.items()):
-        print(f"note: {count} x {note}", file=sys.stderr)
-    standing = read_frozen(folder)
-    assert standing is not None
-    return standing
 
 
 def read_frozen(folder: Path) -> FrozenPlan | None:
@@ -305,8 +322,6 @@ def _made_from(source: "Source", settings: "DatasetSettings", seed: int) -> dict
 
 def _changed(standing: FrozenPlan | None, made_from: Mapping[str, Any]) -> str:
     """What differs between then and now, in words."""
-    from data.sources.facts import describe_change
-
     if standing is None:
         return "was made by an earlier version of the toolkit, without source.json"
     return f"the source has changed since: {describe_change(standing.made_from, made_from)}"

@@ -15,11 +15,11 @@ import json
 import os
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from data.pipeline.errors import DiskFull, UserError
+from data.pipeline.errors import Code, DiskFull, UserError
 
 VOLATILE = "log"
 # Of the day they were made: dates, hosts, addresses (a dataset card).
@@ -87,37 +87,11 @@ def read_json(path: Path, what: str) -> Any:
     try:
         return json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise UserError(f"{what} is missing: {path}") from None
+        raise UserError(f"{what} is missing: {path}", Code.MISSING) from None
     except ValueError as error:
-        raise UserError(f"{what} is damaged: {path}: {error}; delete it and run the stage again") from None
-
-
-@dataclass(frozen=True)
-class PartSpec:
-    """One unit of work. `inputs` maps what the part is made from to its digest and decides whether the part is still fresh;
-    `payload` (JSON types) tells the function where to find it and is not hashed."""
-
-    name: str
-    inputs: Mapping[str, str] = field(default_factory=dict)
-    payload: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What an artifact is going to be, written before any part."""
-
-    stage: str
-    version: int
-    settings: Mapping[str, Any]
-    parts: tuple[PartSpec, ...]
-
-    def fingerprint_of(self, part: PartSpec) -> str:
-        """Changes when the settings, the stage's version or the part's inputs change."""
-        return fingerprint([self.stage, self.version, self.settings, part.name, dict(part.inputs)])
-
-    def to_json(self) -> dict[str, Any]:
-        parts = [{"name": p.name, "inputs": dict(p.inputs), "fingerprint": self.fingerprint_of(p)} for p in self.parts]
-        return {"stage": self.stage, "stage_version": self.version, "settings": self.settings, "parts": parts}
+        raise UserError(
+            f"{what} is damaged: {path}: {error}; delete it and run the stage again", Code.DAMAGED
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -135,7 +109,7 @@ class Receipt:
         try:
             return cls(**content)
         except TypeError:
-            raise UserError(f"receipt is damaged: {path}; delete it and run the stage again") from None
+            raise UserError(f"receipt is damaged: {path}; delete it and run the stage again", Code.DAMAGED) from None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -166,7 +140,7 @@ class Artifact:
         """Return itself if complete, else raise UserError naming the command that makes it."""
         if not self.is_complete():
             state = "is not complete" if self.folder.exists() else "does not exist"
-            raise UserError(f"{self.folder} {state}; run `{make}` first")
+            raise UserError(f"{self.folder} {state}; run `{make}` first", Code.MISSING)
         return self
 
     def manifest(self) -> dict[str, Any]:
@@ -194,8 +168,26 @@ class Artifact:
         path = self.folder / "parts" / f"{name}.json"
         return Receipt.read(path) if path.exists() else None
 
-    def part_digest(self, receipt: Receipt) -> str:
-        return fingerprint(receipt.files)
+    def part_digest(self, name: str) -> str | None:
+        """Of the files of a standing part: the identity by which later parts refer to it. None where the part does not stand."""
+        receipt = self.standing(name)
+        return None if receipt is None else fingerprint(receipt.files)
+
+    def part_digests(self) -> dict[str, str]:
+        """Name -> digest of every part, in the manifest's order."""
+        return {receipt.name: fingerprint(receipt.files) for receipt in self.receipts()}
+
+    def inputs(self) -> dict[str, list[tuple[str, str]]]:
+        """Part -> (of, digest) of everything that it was planned from; empty where nothing was planned.
+
+        Raises UserError for a plan of a version of the toolkit that did not name its inputs."""
+        plan = self.plan_json() or {"parts": []}
+        if any(isinstance(part["inputs"], Mapping) for part in plan["parts"]):
+            raise UserError(
+                f"{self.folder} was made by an earlier version of the toolkit, which recorded inputs in another form; "
+                f"delete it and make it again, or use another run.name", Code.OTHER_VERSION,
+            )  # fmt: skip
+        return {part["name"]: [(one["of"], one["digest"]) for one in part["inputs"]] for part in plan["parts"]}
 
     def verify(self) -> list[str]:
         """Compare every file with its recorded size and sha256. Returns what is wrong, one line each; empty when all is well."""
@@ -225,6 +217,15 @@ class Artifact:
             if path.is_file() and relative not in recorded and relative not in known and not is_volatile(relative):
                 problems.append(f"{path}: not recorded in the manifest")
         return problems
+
+
+def lost_file(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> Path | None:
+    """The first of a receipt's or a manifest's files that is missing or of another size than recorded; None when all stand."""
+    for relative, facts in files.items():
+        path = folder / relative
+        if not path.is_file() or path.stat().st_size != facts["bytes"]:
+            return path
+    return None
 
 
 def is_volatile(relative: str) -> bool:

@@ -5,11 +5,14 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 from data.pipeline.config import Config, load_config
+from data.pipeline.cost import measured
 from data.pipeline.errors import ToolkitError, UserError
+from data.pipeline.run import Run
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,7 @@ class Command:
     help: str
     run: Callable[[Config, argparse.Namespace], Any]
     options: Callable[[argparse.ArgumentParser], None] | None = None
+    costs: bool = True  # whether what it takes is part of what the run costs
 
 
 class _Parser(argparse.ArgumentParser):
@@ -31,10 +35,12 @@ def front_door(room: str, description: str, commands: Sequence[Command], argv: S
     """Parse, call, and turn a user's mistake into one line on stderr. Returns the exit status."""
     try:
         arguments, command = _parse(room, description, commands, argv)
-        command.run(load_config(arguments.config, arguments.overrides), arguments)
+        config = load_config(arguments.config, arguments.overrides)
+        with measured(Run(config).logs, f"{room} {command.name}") if command.costs else nullcontext():
+            command.run(config, arguments)
         return 0
     except ToolkitError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())} [{error.code}]", file=sys.stderr)
         return error.exit_status
     except BrokenPipeError:
         # The reader of our output went away (`| head`); say nothing more, to nobody.

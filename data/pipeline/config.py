@@ -5,7 +5,6 @@ nothing heavy, so that every front door checks the whole file before it starts h
 """
 
 import difflib
-import importlib
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -16,21 +15,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from data.pipeline.errors import UserError
-
-# Which model owns each section. Named, not imported: the ground floor knows the table of contents, not the rooms above.
-SECTIONS = {
-    "run": "data.pipeline.settings:RunSettings",
-    "cluster": "data.pipeline.settings:ClusterSettings",
-    "dataset": "data.pipeline.settings:DatasetSettings",
-    "views": "data.views.settings:ViewsSettings",
-    "clip": "embed.settings:ClipSettings",
-    "embeddings": "embed.settings:EmbeddingsSettings",
-    "clip_training": "training.settings:ClipTrainingSettings",
-    "prior": "training.settings:PriorSettings",
-    "decoder": "training.settings:DecoderSettings",
-    "eval": "eval.settings:EvalSettings",
-    "humaneval": "humaneval.settings:HumanevalSettings",
-}
+from data.pipeline.rooms import CHECKS, SECTIONS, load
 
 
 class Settings(BaseModel):
@@ -68,6 +53,14 @@ class Config:
 
     def __iter__(self) -> Any:
         return iter(self._sections.values())
+
+    def at(self, dotted: str) -> Any:
+        """The settings that `section.table` names, as they are; None where the section has no such table."""
+        section, _, rest = dotted.partition(".")
+        found: Any = self._sections[section]
+        for name in rest.split(".") if rest else []:
+            found = found.get(name) if isinstance(found, Mapping) else getattr(found, name, None)
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """Every section with every default filled in, JSON types only, `None` left out (TOML has no null)."""
@@ -113,13 +106,26 @@ def parse_config(tables: dict[str, Any], source: str) -> Config:
             raise UserError(
                 f"{source}: [{name}] holds a value that is not a number, string, boolean or list: {error}"
             ) from None
-    return Config(sections, source)
+    config = Config(sections, source)
+    for check in CHECKS:
+        if problem := load(check)(config):
+            raise UserError(f"{source}: {problem}")
+    return config
 
 
 def section_model(name: str) -> type[Section]:
-    module, _, attribute = SECTIONS[name].partition(":")
-    model: type[Section] = getattr(importlib.import_module(module), attribute)
+    model: type[Section] = load(SECTIONS[name])
     return model
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}, so that a difference can be named."""
+    if not isinstance(value, Mapping):
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        flat |= flatten(inner, f"{prefix}.{key}" if prefix else str(key))
+    return flat
 
 
 def _apply_override(tables: dict[str, Any], override: str) -> None:

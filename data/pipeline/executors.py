@@ -4,11 +4,12 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from data.pipeline.errors import StageFailed, UserError
+from data.pipeline.errors import Code, StageFailed, UserError
 from data.pipeline.settings import ClusterSettings
 
 T = TypeVar("T")
@@ -24,6 +25,18 @@ class Executor(Protocol):
     ) -> Iterator[tuple[T, Any]]:
         """Call `function(*args)` for each entry of `calls`; yield (label, result or exception) in order of completion."""
         ...
+
+
+def gather(executor: Executor, name: str, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """Results of `function(*args)` for each entry of `calls`, in their order: what a whole-artifact step is reduced from.
+
+    Raises what the first call to fail raised."""
+    found: dict[int, Any] = {}
+    for label, outcome in executor.run(name, function, calls, range(len(calls))):
+        if isinstance(outcome, BaseException):
+            raise outcome
+        found[label] = outcome
+    return [found[i] for i in range(len(calls))]
 
 
 class InProcess:
@@ -62,7 +75,8 @@ class OnDask:
             address = getattr(self.client.scheduler, "address", "?")
             raise StageFailed(
                 f"{name}: the Dask scheduler at {address} is gone; what is complete is kept: "
-                "start it and its workers again (or set cluster.workers) and run the same command again"
+                "start it and its workers again (or set cluster.workers) and run the same command again",
+                Code.SCHEDULER,
             ) from error
 
     def _run(self, function: Callable[..., Any], todo: list[tuple[T, tuple[Any, ...]]]) -> Iterator[tuple[T, Any]]:
@@ -128,41 +142,58 @@ def _worker_log(folder: Path) -> Any:
 
 @contextmanager
 def open_executor(
-    settings: ClusterSettings, scratch: Path, resource: str | None = None, holders: int = 0
-) -> Iterator[Executor]:
+    settings: ClusterSettings, scratch: Path, resource: str | None = None, holders: int = 0,
+    at_least: int = 1, bounded: bool = True,
+) -> Iterator[Executor]:  # fmt: skip
     """An executor for the settings: in this process (`workers = 0`), a local cluster of single-threaded worker processes, or a
     running scheduler. Workers' scratch lies in `scratch`.
 
     `resource` ("GPU") is a Dask resource: a local cluster then has `holders` workers that offer one each (0: `workers` that offer
     none); of a running scheduler those workers are used that were started with `--resources "GPU=1"`, where there are any.
+    A local cluster takes seconds to start: it is started by the first round of `at_least` calls, smaller ones run in this process.
+    `bounded` workers are restarted beyond `memory_limit`; trainings are not bounded.
     """
-    if settings.address is None and settings.workers == 0:
+    if settings.address is not None:
+        with _remote(settings.address) as client:
+            yield OnDask(client, resource)
+    elif settings.workers == 0:
         yield InProcess()
-        return
+    else:
+        with ExitStack() as stack:
+            limit = settings.memory_limit if bounded else 0
+            yield WhenWorthIt(
+                lambda: stack.enter_context(_local(settings.workers, limit, scratch, resource, holders)), at_least
+            )
+
+
+@dataclass
+class WhenWorthIt:
+    """A local cluster that is started by the first round of at least `at_least` calls; what is smaller runs in this process."""
+
+    start: Callable[[], Executor]
+    at_least: int
+    started: Executor | None = None
+
+    def run(
+        self, name: str, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], labels: Sequence[T]
+    ) -> Iterator[tuple[T, Any]]:
+        if self.started is None and len(calls) >= self.at_least:
+            self.started = self.start()
+        yield from (self.started or InProcess()).run(name, function, calls, labels)
+
+
+@contextmanager
+def _local(
+    workers: int, memory_limit: str | int, scratch: Path, resource: str | None, holders: int
+) -> Iterator[Executor]:
     import dask
     from distributed import Client, LocalCluster
 
     # A worker's death is ours to judge (see runner.MAX_DEATHS), so the scheduler reports the first one.
     with dask.config.set({"distributed.scheduler.allowed-failures": 0, "distributed.worker.daemon": True}):
-        if settings.address is not None:
-            try:
-                client = Client(settings.address, timeout="10s")
-            except (OSError, ValueError, TimeoutError) as error:
-                raise UserError(f"cluster.address: no Dask scheduler answers at {settings.address}: {error}") from None
-            # A lost connection is reported by OnDask in one line; the client would add a traceback of its own.
-            logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
-            with client:
-                try:
-                    client.wait_for_workers(1, timeout=60)
-                except TimeoutError:
-                    raise UserError(
-                        f"cluster.address: the scheduler at {settings.address} has no worker after 60 s"
-                    ) from None
-                yield OnDask(client, resource)
-            return
         scratch.mkdir(parents=True, exist_ok=True)
         cluster = LocalCluster(
-            n_workers=holders or settings.workers, threads_per_worker=1, processes=True, memory_limit=settings.memory_limit,
+            n_workers=holders or workers, threads_per_worker=1, processes=True, memory_limit=memory_limit,
             dashboard_address="127.0.0.1:0", local_directory=str(scratch), silence_logs=40,
             resources={resource: 1} if resource and holders else None,
         )  # fmt: skip
@@ -171,3 +202,28 @@ def open_executor(
         with cluster, Client(cluster) as client:
             client.register_plugin(_worker_log(scratch.parent / "logs"))
             yield OnDask(client, resource)
+
+
+@contextmanager
+def _remote(address: str) -> Iterator[Any]:
+    """A client of a running scheduler that has a worker."""
+    import dask
+    from distributed import Client
+
+    with dask.config.set({"distributed.scheduler.allowed-failures": 0}):
+        try:
+            client = Client(address, timeout="10s")
+        except (OSError, ValueError, TimeoutError) as error:
+            raise UserError(
+                f"cluster.address: no Dask scheduler answers at {address}: {error}", Code.SCHEDULER
+            ) from None
+        # A lost connection is reported by OnDask in one line; the client would add a traceback of its own.
+        logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
+        with client:
+            try:
+                client.wait_for_workers(1, timeout=60)
+            except TimeoutError:
+                raise UserError(
+                    f"cluster.address: the scheduler at {address} has no worker after 60 s", Code.SCHEDULER
+                ) from None
+            yield client

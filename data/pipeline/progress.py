@@ -1,5 +1,6 @@
 """Progress with rate and time to go: bars on a terminal, plain lines elsewhere."""
 
+import multiprocessing
 import sys
 import time
 from collections.abc import Iterator
@@ -39,7 +40,8 @@ class Bar:
 @contextmanager
 def progress(what: str, total: int, unit: str, quiet: bool = False) -> Iterator[Bar]:
     """Show the progress of `total` units (named in the plural, e.g. "parts"); nothing when `quiet`."""
-    if quiet or not sys.stdout.isatty():
+    # Two live displays on one terminal would overwrite each other: workers print lines.
+    if quiet or not sys.stdout.isatty() or multiprocessing.parent_process() is not None:
         yield Bar(what, total, unit, None, quiet)
         return
     columns = [

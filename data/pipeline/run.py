@@ -2,14 +2,13 @@
 
 import tomllib
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from data.pipeline.artifacts import Artifact, publish_bytes
-from data.pipeline.config import SECTIONS, Config, section_model
-from data.pipeline.errors import UserError
-from data.pipeline.runner import flatten
+from data.pipeline.config import Config, flatten, section_model
+from data.pipeline.errors import Code, UserError
+from data.pipeline.rooms import SECTIONS
 from data.pipeline.settings import RunSettings
 
 REMADE = "views"  # cheap: what this section shapes records its own settings, and is made again when they change
@@ -45,8 +44,8 @@ class Run:
     def artifact(self, relative: str) -> Artifact:
         return Artifact(self.folder / relative)
 
-    def view(self, name: str) -> "View":
-        return View(self, name)
+    def view(self, name: str) -> Artifact:
+        return self.artifact(f"views/{name}")
 
     def scores(self, name: str) -> Artifact:
         return self.artifact(f"scores/{name}")
@@ -82,7 +81,9 @@ class Run:
         try:
             saved = tomllib.loads(path.read_text(encoding="utf-8"))
         except tomllib.TOMLDecodeError as error:
-            raise UserError(f"{path} is damaged: {error}; delete {self.folder} or use another run.name") from None
+            raise UserError(
+                f"{path} is damaged: {error}; delete {self.folder} or use another run.name", Code.DAMAGED
+            ) from None
         now = self.config.to_dict()
         found = []
         for name in SECTIONS:
@@ -100,7 +101,7 @@ class Run:
 
     def _refuse_other_config(self) -> None:
         for change in self.changes():
-            raise UserError(f"{self.folder} belongs to another config: {self.explain(change)}")
+            raise UserError(f"{self.folder} belongs to another config: {self.explain(change)}", Code.OTHER_CONFIG)
 
     def explain(self, change: "Change") -> str:
         """What changed, and what to do."""
@@ -117,27 +118,6 @@ class Run:
 
     def _existing(self) -> list[str]:
         return sorted({path.parent.relative_to(self.folder).as_posix() for path in self.folder.glob("**/plan.json")})
-
-
-class View(Artifact):
-    """A view of a run. Its thresholds may move at any time, so `require` also refuses one that is not what the config says now."""
-
-    def __init__(self, run: Run, name: str) -> None:
-        super().__init__(run.folder / "views" / name)
-        self.run, self.name = run, name
-
-    @cached_property
-    def stale(self) -> str:
-        """Why the view is not what it was made from, or as the config says; empty when it is."""
-        from data.upkeep.staleness import stale
-
-        return stale(self.run, f"views/{self.name}", self)
-
-    def require(self, make: str) -> "View":
-        super().require(make)
-        if self.stale:
-            raise UserError(f"{self.folder} is stale ({self.stale}); run `{make}` first")
-        return self
 
 
 @dataclass(frozen=True)

@@ -10,62 +10,38 @@ import json
 import os
 import platform
 import shutil
-import subprocess
 import sys
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib.metadata import version as installed_version
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from data.pipeline.artifacts import (
     Artifact,
-    PartSpec,
-    Plan,
     Receipt,
     file_facts,
     fsync_path,
     is_volatile,
+    lost_file,
     publish_json,
     raise_if_full,
     sum_counts,
 )
-from data.pipeline.errors import DiskFull, StageFailed, ToolkitError, UserError
+from data.pipeline.config import flatten
+from data.pipeline.errors import Code, DiskFull, StageFailed, ToolkitError, UserError
 from data.pipeline.executors import Executor, WorkerDied
 from data.pipeline.faults import boundary
-from data.pipeline.progress import progress
+from data.pipeline.progress import Bar, progress
+from data.pipeline.provenance import provenance
+from data.pipeline.stage import MakePart, PartSpec, Plan, Stage
 
-MakePart = Callable[[PartSpec, Path], Mapping[str, int]]
 MAX_DEATHS = 3
-RECORDED_LIBRARIES = ("torch", "open_clip_torch", "img2dataset", "diffusers", "pyarrow", "pillow", "numpy")
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A stage ready to run. `version` is raised whenever the code's output changes for equal settings and inputs.
-
-    `finish(folder, receipts)` may write files about the whole artifact (a dataset card) and returns their relative paths.
-    A `precious` stage (downloads, trained weights) refuses to remake finished parts whose inputs or stage version changed,
-    instead of replacing them.
-    """
-
-    name: str
-    version: int
-    folder: Path
-    settings: Mapping[str, Any]
-    parts: Sequence[PartSpec]
-    make: MakePart
-    finish: Callable[[Path, list[Receipt]], Sequence[str]] | None = None
-    unit: str = "parts"
-    precious: bool = False
-
-    @property
-    def plan(self) -> Plan:
-        return Plan(self.name, self.version, json.loads(json.dumps(self.settings)), tuple(self.parts))
+Todo = tuple[Stage, PartSpec]  # a part that is to be made, with its stage
 
 
 def run_stage(stage: Stage, executor: Executor, logs: Path | None = None) -> Artifact:
@@ -74,17 +50,47 @@ def run_stage(stage: Stage, executor: Executor, logs: Path | None = None) -> Art
     Raises UserError when finished parts were made with other settings, StageFailed when parts could not be made (the others
     are), DiskFull when the disk is full.
     """
-    artifact = Artifact(stage.folder)
-    try:
-        with locked(stage.folder):
-            return _run_locked(stage, artifact, executor, logs)
-    except OSError as error:
-        raise_if_full(error, stage.folder)
-        raise
+    return run_stages([stage], executor, logs)[0]
 
 
-def _run_locked(stage: Stage, artifact: Artifact, executor: Executor, logs: Path | None) -> Artifact:
-    plan = stage.plan
+def run_stages(stages: Sequence[Stage], executor: Executor, logs: Path | None = None) -> list[Artifact]:
+    """The same for several stages that do not depend on each other: their parts are made side by side. Raises as `run_stage`, after
+    everything that could be made is made."""
+    with ExitStack() as locks:
+        try:
+            for stage in stages:
+                locks.enter_context(locked(stage.folder))
+            missing = [(stage, part) for stage in stages for part in _prepare(stage)]
+            making = _Making(executor, logs)
+            making.make(missing)
+            made = [_complete(stage) for stage in stages if stage.name not in making.failures]
+            if making.failures:
+                raise making.failed(stages)
+            return made
+        except OSError as error:
+            raise_if_full(error, stages[0].folder)
+            raise
+
+
+def stands(stage: Stage) -> bool:
+    """Whether the artifact is complete and just what the stage would make: then there is nothing to do."""
+    artifact, plan = Artifact(stage.folder), stage.plan
+    if not artifact.is_complete() or lost_file(stage.folder, artifact.manifest()["files"]):
+        return False
+    for part in plan.parts:
+        receipt = artifact.standing(part.name)
+        if receipt is None or receipt.fingerprint != plan.fingerprint_of(part):
+            return False
+        if lost_file(stage.folder, receipt.files):
+            return False
+    return True
+
+
+def _prepare(stage: Stage) -> list[PartSpec]:
+    """Refuse what must not be mixed, discard what is stale, publish the plan. Returns the parts that are to be made."""
+    artifact, plan = Artifact(stage.folder), stage.plan
+    if stage.movable:
+        _discard_other_settings(artifact, plan)
     _refuse_mixed_settings(artifact, plan)
     fingerprints = {part.name: plan.fingerprint_of(part) for part in plan.parts}
     if stage.precious:
@@ -96,59 +102,77 @@ def _run_locked(stage: Stage, artifact: Artifact, executor: Executor, logs: Path
     missing = [part for part in plan.parts if artifact.standing(part.name) is None]
     if missing:
         artifact.manifest_path.unlink(missing_ok=True)
-        _make_parts(stage, missing, fingerprints, executor, logs)
-    if missing or not artifact.is_complete() or lost_file(stage.folder, artifact.manifest()["files"]):
-        _publish_manifest(stage, plan, artifact)
+    return missing
+
+
+def _complete(stage: Stage) -> Artifact:
+    """Publish the manifest, which stands only where nothing was made and nothing of it was lost."""
+    artifact = Artifact(stage.folder)
+    if not artifact.is_complete() or lost_file(stage.folder, artifact.manifest()["files"]):
+        _publish_manifest(stage, stage.plan, artifact)
     return artifact
 
 
-def _make_parts(
-    stage: Stage, missing: list[PartSpec], fingerprints: dict[str, str], executor: Executor, logs: Path | None
-) -> None:
-    """Run the missing parts; those whose worker died run again, alone, until the third death."""
-    deaths = {part.name: 0 for part in missing}
-    failures: dict[str, str] = {}
-    waiting, alone = list(missing), False
-    # A stage of one part shows what happens inside it, if anything (a training's steps).
-    with progress(stage.name, len(missing), stage.unit, quiet=len(stage.parts) == 1) as bar:
-        while waiting:
-            batches = [[part] for part in waiting] if alone else [waiting]
-            suspects = []
-            for batch in batches:
-                tasks = [(part, fingerprints[part.name]) for part in batch]
-                for part, outcome in executor.run(
-                    stage.name, make_part, [(stage.folder, stage.make, *t) for t in tasks], batch
-                ):
-                    _log(logs, stage.name, part.name, outcome)
-                    if isinstance(outcome, WorkerDied):
-                        deaths[part.name] += 1
-                        if deaths[part.name] < MAX_DEATHS:
-                            print(
-                                f"{stage.name}: the worker of part {part.name} died; it is made again", file=sys.stderr
-                            )
-                            suspects.append(part)
-                            continue
-                        failures[part.name] = f"its worker died {MAX_DEATHS} times (out of memory, or killed)"
-                    elif isinstance(outcome, OSError | DiskFull):
-                        if isinstance(outcome, DiskFull):
-                            raise outcome
-                        raise_if_full(outcome, stage.folder)
-                        failures[part.name] = f"{type(outcome).__name__}: {outcome}"
-                    elif isinstance(outcome, UserError):
-                        raise outcome
-                    elif isinstance(outcome, BaseException):
-                        failures[part.name] = (
-                            str(outcome)
-                            if isinstance(outcome, ToolkitError)
-                            else f"{type(outcome).__name__}: {outcome}"
-                        )
-                    bar.advance()
-            waiting, alone = suspects, True
-    if failures:
-        shown = "; ".join(f"part {name}: {why}" for name, why in sorted(failures.items())[:5])
-        raise StageFailed(
-            f"{stage.name}: {len(failures)} of {len(stage.parts)} parts failed, the others are complete. {shown}. "
-            f"Details in {logs or 'the log'}; running the same command again makes only what is missing"
+@dataclass
+class _Making:
+    """One round of making parts; those whose worker died run again, alone, until the third death."""
+
+    executor: Executor
+    logs: Path | None
+    deaths: Counter[tuple[str, str]] = field(default_factory=Counter)
+    failures: dict[str, dict[str, str]] = field(default_factory=dict)  # stage -> part -> why
+
+    def make(self, missing: list[Todo]) -> None:
+        if not missing:
+            return
+        stages = list(dict.fromkeys(stage.name for stage, _ in missing))
+        waiting, batches = missing, [missing]
+        # A stage of one part shows what happens inside it, if anything (a training's steps).
+        quiet = all(len(stage.parts) == 1 for stage, _ in missing)
+        with progress(", ".join(stages), len(missing), missing[0][0].unit, quiet=quiet) as bar:
+            while waiting:
+                waiting = [suspect for batch in batches for suspect in self._run(batch, bar)]
+                batches = [[suspect] for suspect in waiting]
+
+    def _run(self, batch: list[Todo], bar: Bar) -> list[Todo]:
+        """Make a batch; returns the parts whose worker died."""
+        calls = [(stage.folder, stage.make, part, stage.plan.fingerprint_of(part)) for stage, part in batch]
+        suspects = []
+        names = ", ".join(dict.fromkeys(stage.name for stage, _ in batch))
+        for todo, outcome in self.executor.run(names, make_part, calls, batch):
+            stage, part = todo
+            _log(self.logs, stage.name, part.name, outcome)
+            if isinstance(outcome, WorkerDied):
+                self.deaths[stage.name, part.name] += 1
+                if self.deaths[stage.name, part.name] < MAX_DEATHS:
+                    print(f"{stage.name}: the worker of part {part.name} died; it is made again", file=sys.stderr)
+                    suspects.append(todo)
+                    continue
+            if isinstance(outcome, BaseException):
+                self._failed_part(stage, part, outcome)
+            bar.advance()
+        return suspects
+
+    def _failed_part(self, stage: Stage, part: PartSpec, error: BaseException) -> None:
+        """Note why a part failed. What concerns the whole run (a full disk, a user's mistake) is raised at once."""
+        if isinstance(error, UserError | DiskFull):
+            raise error
+        if isinstance(error, OSError):
+            raise_if_full(error, stage.folder)
+        why = str(error) if isinstance(error, ToolkitError) else f"{type(error).__name__}: {error}"
+        if isinstance(error, WorkerDied):
+            why = f"its worker died {MAX_DEATHS} times (out of memory, or killed)"
+        self.failures.setdefault(stage.name, {})[part.name] = why
+
+    def failed(self, stages: Sequence[Stage]) -> StageFailed:
+        """What failed, in one line."""
+        told = []
+        for name, failures in self.failures.items():
+            total = next(len(stage.parts) for stage in stages if stage.name == name)
+            shown = "; ".join(f"part {part}: {why}" for part, why in sorted(failures.items())[:5])
+            told.append(f"{name}: {len(failures)} of {total} parts failed, the others are complete. {shown}")
+        return StageFailed(
+            f"{'. '.join(told)}. Details in {self.logs or 'the log'}; running the same command again makes only what is missing"
         )
 
 
@@ -193,7 +217,10 @@ def _refuse_mixed_settings(artifact: Artifact, plan: Plan) -> None:
     if old is None or not any((artifact.folder / "parts").glob("*.json")):
         return
     if old["stage"] != plan.stage:
-        raise UserError(f"{artifact.folder} belongs to stage {old['stage']}, not {plan.stage}; choose another run.name")
+        raise UserError(
+            f"{artifact.folder} belongs to stage {old['stage']}, not {plan.stage}; choose another run.name",
+            Code.OTHER_CONFIG,
+        )
     before, now = flatten(old["settings"]), flatten(plan.settings)
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     if changed:
@@ -201,18 +228,22 @@ def _refuse_mixed_settings(artifact: Artifact, plan: Plan) -> None:
         raise UserError(
             f"{artifact.folder} was made with {key} = {before.get(key)!r}, this config says {now.get(key)!r}"
             f"{f' ({len(changed) - 1} more settings differ)' if len(changed) > 1 else ''}; "
-            f"use another run.name, or delete {artifact.folder} to start over"
+            f"use another run.name, or delete {artifact.folder} to start over",
+            Code.OTHER_CONFIG,
         )
 
 
-def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}, so that a difference can be named."""
-    if not isinstance(value, Mapping):
-        return {prefix: value}
-    flat: dict[str, Any] = {}
-    for key, inner in value.items():
-        flat |= flatten(inner, f"{prefix}.{key}" if prefix else str(key))
-    return flat
+def _discard_other_settings(artifact: Artifact, plan: Plan) -> None:
+    """Thresholds move in seconds: parts that were made with others go, the manifest first, so that a kill leaves an artifact that is
+    visibly incomplete. What was made from it stays, and is stale."""
+    made = artifact.plan_json()
+    if made is None or made["stage"] != plan.stage or made["settings"] == plan.settings:
+        return
+    artifact.manifest_path.unlink(missing_ok=True)
+    for path in sorted((artifact.folder / "parts").glob("*.json")):
+        for relative in Receipt.read(path).files:
+            (artifact.folder / relative).unlink(missing_ok=True)
+        path.unlink()
 
 
 def _refuse_stale(artifact: Artifact, fingerprints: Mapping[str, str]) -> None:
@@ -220,7 +251,8 @@ def _refuse_stale(artifact: Artifact, fingerprints: Mapping[str, str]) -> None:
         if fingerprints.get(path.stem) != Receipt.read(path).fingerprint:
             raise UserError(
                 f"{artifact.folder} was made from inputs that have changed since, or by an older version of this stage; "
-                f"delete {artifact.folder} to make it again"
+                f"delete {artifact.folder} to make it again",
+                Code.STALE,
             )
 
 
@@ -237,15 +269,6 @@ def _discard_stale(artifact: Artifact, fingerprints: Mapping[str, str]) -> None:
         path.unlink()
         for relative in receipt.files:
             (artifact.folder / relative).unlink(missing_ok=True)
-
-
-def lost_file(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> Path | None:
-    """The first of a receipt's or a manifest's files that is missing or of another size than recorded; None when all stand."""
-    for relative, facts in files.items():
-        path = folder / relative
-        if not path.is_file() or path.stat().st_size != facts["bytes"]:
-            return path
-    return None
 
 
 def _publish_manifest(stage: Stage, plan: Plan, artifact: Artifact) -> None:
@@ -269,30 +292,6 @@ def _publish_manifest(stage: Stage, plan: Plan, artifact: Artifact) -> None:
     )  # fmt: skip
 
 
-def provenance() -> dict[str, Any]:
-    """Who made this, with what, when: recorded, never hashed."""
-    libraries = {}
-    for name in RECORDED_LIBRARIES:
-        try:
-            libraries[name] = installed_version(name)
-        except ImportError:
-            continue
-    return {
-        "libraries": libraries, "python": platform.python_version(), "host": platform.node(), "machine": platform.machine(),
-        "command": " ".join(sys.argv), "commit": git_commit(), "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }  # fmt: skip
-
-
-def git_commit() -> str:
-    """The checkout's commit, with `-dirty` where files differ from it, or "unknown"."""
-    command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
-    try:
-        here = Path(__file__).resolve().parent
-        return subprocess.run(command, cwd=here, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-
-
 @contextmanager
 def locked(folder: Path) -> Any:
     """One driver per artifact; the kernel drops the lock when the process dies, however it dies."""
@@ -301,7 +300,7 @@ def locked(folder: Path) -> Any:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"another command is working on {folder}; wait for it, or stop it") from None
+            raise UserError(f"another command is working on {folder}; wait for it, or stop it", Code.BUSY) from None
         yield
 
 

@@ -21,3 +21,8 @@ def _shown(character: str) -> str:
     if character in "\t\n\r\v\f\x85\u2028\u2029":
         return " "
     return "" if unicodedata.category(character) in UNSAFE and character not in JOINERS else character
+
+
+def counted(n: int, one: str, many: str | None = None) -> str:
+    """`1 entry`, `2,000 entries`; the plural ends in s where none is given."""
+    return f"{n:,} {one if n == 1 else many or f'{one}s'}"

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from data.dataset.ledger import check_counts, dropped_counts
 from data.dataset.plan import read_frozen, retry_path
 from data.pipeline.artifacts import Artifact
+from data.pipeline.lineage import Lineage
 from data.pipeline.run import Run
 from data.pipeline.terminal import printable
 from data.reports.finished import FinishedShards, finished_dataset
-from data.upkeep.staleness import stale
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -76,13 +76,13 @@ def standing_views(run: Run) -> list[tuple[str, Artifact]]:
     return standing
 
 
-def _why_not(run: Run, name: str, view: Artifact) -> str:
-    """Why the view's numbers do not follow those of the dataset; empty when they do."""
+def _why_not(run: Run, name: str, view: Artifact) -> str | None:
+    """Why the view's numbers do not follow those of the dataset; None when they do."""
     if not run.dataset.is_complete():
         return "the dataset is not complete"
     if not view.manifest_path.is_file():
         return "it is not complete"
-    return stale(run, f"views/{name}", view)
+    return Lineage(run).why_stale(f"views/{name}")
 
 
 def _view_rows(run: Run, name: str, view: Artifact, before: FunnelRow) -> list[FunnelRow]:

@@ -5,6 +5,7 @@ One row a pair of a stored sample, in order of key and caption_index; facts abou
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,12 @@ from data.dataset.plan import read_plan
 from data.dataset.shards import decode_rgb, read_shard
 from data.fetch.files import TAR_PREFIX
 from data.images.phash import phash64
-from data.pipeline.artifacts import Artifact, PartSpec
-from data.pipeline.errors import UserError
+from data.pipeline.artifacts import Artifact
+from data.pipeline.errors import Code, UserError
 from data.pipeline.executors import Executor
 from data.pipeline.run import Run
-from data.pipeline.runner import Stage, run_stage
+from data.pipeline.runner import run_stage
+from data.pipeline.stage import Input, PartSpec, Stage
 from data.scores.captions import caption_columns, detector_facts
 from data.sources.values import is_blank, number_in
 
@@ -62,38 +64,23 @@ BASIC_SCHEMA = pa.schema(
 )
 
 
+@dataclass(frozen=True)
+class BasicWork:
+    """The dataset whose shard is scored, and which of its source's extra columns hold numbers."""
+
+    dataset: Path
+    source_columns: tuple[str, ...]
+
+
 def build_basic_scores(run: Run, executor: Executor) -> Artifact:
     """Score what is not scored yet. Raises UserError when the language detector is missing."""
     dataset = run.dataset.require("make dataset")
     names = source_columns(dataset)
-    payload = {"dataset": str(dataset.folder), "source_columns": list(names)}
-    parts = [PartSpec(name, inputs, payload) for name, inputs in basic_inputs(dataset).items()]
+    work = BasicWork(dataset.folder, names)
+    parts = [PartSpec(name, (Input(f"dataset:{name}", d),), work) for name, d in dataset.part_digests().items()]
     settings = {"language": detector_facts(), "phash": "imagehash.phash, 64 bits", "source_columns": list(names)}
     stage = Stage("scores-basic", STAGE_VERSION, run.scores("basic").folder, settings, parts, basic_part)
     return run_stage(stage, executor, run.logs)
-
-
-def basic_inputs(dataset: Artifact) -> dict[str, dict[str, str]]:
-    """What each part is made from, as digests."""
-    planned = {part["name"]: part["inputs"]["plan"] for part in (dataset.plan_json() or {"parts": []})["parts"]}
-    return {
-        r.name: {
-            "shard": r.files[f"shards/{r.name}.tar"]["sha256"],
-            "ledger": r.files[f"ledger/{r.name}.parquet"]["sha256"],
-            "plan": planned[r.name],
-        }
-        for r in dataset.receipts()
-    }
-
-
-def require_fresh_basic(run: Run) -> Artifact:
-    """The scores, complete and of the dataset as it is now. Raises UserError naming the command that makes them."""
-    dataset = run.dataset.require("make dataset")
-    scores = run.scores("basic").require("python -m data scores")
-    made_from = {part["name"]: part["inputs"] for part in (scores.plan_json() or {"parts": []})["parts"]}
-    if made_from != basic_inputs(dataset):
-        raise UserError(f"{scores.folder} was made before the dataset changed; run `python -m data scores` again")
-    return scores
 
 
 def source_columns(dataset: Artifact) -> tuple[str, ...]:
@@ -109,7 +96,8 @@ def source_columns(dataset: Artifact) -> tuple[str, ...]:
 
 def basic_part(spec: PartSpec, attempt: Path) -> dict[str, int]:
     """Part function: reads the shard's tar once."""
-    folder, name = Path(spec.payload["dataset"]), spec.name
+    work: BasicWork = spec.work
+    folder, name = work.dataset, spec.name
     ledger = pq.read_table(ledger_path(folder, name), columns=["key", "reason", "original_width", "original_height"])
     stored = ledger.filter(pc.is_null(ledger["reason"])).sort_by("key")
     plan = read_plan(folder, int(name), ["key", "url", "captions", "nsfw", "watermark", "extra"])
@@ -123,14 +111,14 @@ def basic_part(spec: PartSpec, attempt: Path) -> dict[str, int]:
     per_image = {
         "key": stored["key"], **_sizes(width, height), **images, "nsfw": plan["nsfw"], "watermark": plan["watermark"],
         "nsfw_score": pa.array([None if v is None else number_in(v) for v in plan["nsfw"].to_pylist()], pa.float64()),
-        **_extras(extras, spec.payload["source_columns"]),
+        **_extras(extras, work.source_columns),
     }  # fmt: skip
     columns = {column: _as_array(values).take(of_image) for column, values in per_image.items()}
     columns |= caption_columns(text) | {
         "caption_index": _places(of_image),
         "repeated_caption": _repeats(of_image, text),
     }
-    extra = [pa.field(SOURCE_PREFIX + n, pa.float64()) for n in spec.payload["source_columns"]]
+    extra = [pa.field(SOURCE_PREFIX + n, pa.float64()) for n in work.source_columns]
     schema = pa.schema([*BASIC_SCHEMA, *extra])
     table = pa.table({field.name: columns[field.name].cast(field.type) for field in schema}, schema=schema)
     pq.write_table(table, attempt / f"{name}.parquet", compression="zstd")
@@ -144,7 +132,8 @@ def _image_columns(tar: Path, keys: list[str]) -> dict[str, pa.Array]:
         found[sample.key] = image_scores(decode_rgb(sample.image))
     if sorted(found) != keys:
         raise UserError(
-            f"{tar} holds {len(found)} samples, its ledger says {len(keys)} or others; run `python -m data verify`"
+            f"{tar} holds {len(found)} samples, its ledger says {len(keys)} or others; run `python -m data verify`",
+            Code.DAMAGED,
         )
     std, phash, colours = ([found[key][i] for key in keys] for i in range(3))
     return {

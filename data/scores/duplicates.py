@@ -5,7 +5,8 @@ Facts, no decisions: a group of copies is named by the key of its first image, i
 train) and there with the smallest key. Which image of a group is kept, a view decides (`data.views.copies`).
 """
 
-from functools import cached_property
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,17 +14,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from pyarrow import feather
 
 from data.dataset.ledger import ledger_path
-from data.pipeline.artifacts import Artifact, PartSpec, fingerprint
-from data.pipeline.errors import UserError
-from data.pipeline.executors import InProcess
+from data.pipeline.artifacts import Artifact, fingerprint
+from data.pipeline.executors import Executor
+from data.pipeline.lineage import Lineage
 from data.pipeline.run import Run
-from data.pipeline.runner import Stage, run_stage
-from data.scores.basic import require_fresh_basic
+from data.pipeline.runner import run_stage, stands
+from data.pipeline.stage import Input, PartSpec, Stage
 from data.scores.near import Looks, first_linked, near_any_of, near_groups
 from data.scores.settings import DuplicatesSettings
-from data.views.settings import ViewsSettings
 
 STAGE_VERSION = 2
 PROTECTED = ("test", "val", "train")  # the most protected split first
@@ -49,64 +50,55 @@ LEDGER_COLUMNS = ["key", "split", "reason", "url", "original_sha256", "stored_sh
 BASIC_COLUMNS = ["key", "caption_index", "caption_hash", "pixel_std", "phash", "colours"]
 
 
-def build_duplicates(run: Run) -> Artifact:
-    """Compare all stored images and captions, when any of them changed."""
-    settings = run.config[ViewsSettings].duplicates
-    basic = require_fresh_basic(run)
-    made_from = {"images": images_digest(run)}
-    parts = [PartSpec(receipt.name, made_from) for receipt in basic.receipts()]
-    stage = Stage(
-        "scores-duplicates", STAGE_VERSION, run.scores("duplicates").folder, settings.model_dump(mode="json"), parts,
-        _Comparison(run.dataset, basic, settings).write,
-    )  # fmt: skip
-    return run_stage(stage, InProcess(), run.logs)
+@dataclass(frozen=True)
+class DuplicatesWork:
+    """Where the answers of the whole comparison lie, a file for each part."""
+
+    answers: Path
 
 
-def images_digest(run: Run) -> str:
-    """Of everything that the comparison reads: each part depends on all of it."""
-    ledgers = {r.name: r.files[f"ledger/{r.name}.parquet"]["sha256"] for r in run.dataset.receipts()}
-    return fingerprint([ledgers, {r.name: r.files for r in run.scores("basic").receipts()}])
+def build_duplicates(run: Run, executor: Executor) -> Artifact:
+    """Compare all stored images and captions, when any of them changed. Every part depends on all of them."""
+    settings: DuplicatesSettings = run.config.at("views.duplicates")
+    dataset, basic = run.dataset.require("make dataset"), Lineage(run).require("scores/basic")
+    inputs = (Input("dataset", dataset.digest()), Input("scores/basic", basic.digest()))
+    shaping = settings.model_dump(mode="json")
+    answers = run.scratch / f"duplicates-{fingerprint([STAGE_VERSION, shaping, [one.digest for one in inputs]])[:16]}"
+    parts = [PartSpec(receipt.name, inputs, DuplicatesWork(answers)) for receipt in basic.receipts()]
+    folder = run.scores("duplicates").folder
+    stage = Stage("scores-duplicates", STAGE_VERSION, folder, shaping, parts, duplicates_part, movable=True)
+    if not stands(stage):
+        compare_all(dataset, basic, settings, answers)
+    artifact = run_stage(stage, executor, run.logs)
+    shutil.rmtree(answers, ignore_errors=True)
+    return artifact
 
 
-def require_fresh_duplicates(run: Run) -> Artifact:
-    """The scores, complete and of the images as they are now. Raises UserError naming the command that makes them."""
-    scores = run.scores("duplicates").require("python -m data scores")
-    require_fresh_basic(run)
-    # Not owned by the section: other thresholds of a view need no new comparison.
-    if scores.settings() != run.config[ViewsSettings].duplicates.model_dump(mode="json"):
-        raise UserError(
-            f"{scores.folder} was made with other settings than views.duplicates; delete it and run `python -m data scores`"
-        )
-    made_from = {part["inputs"]["images"] for part in (scores.plan_json() or {"parts": []})["parts"]}
-    if made_from - {images_digest(run)}:
-        raise UserError(f"{scores.folder} was made before the dataset changed; run `python -m data scores` again")
-    return scores
+def compare_all(dataset: Artifact, basic: Artifact, settings: DuplicatesSettings, folder: Path) -> None:
+    """Write DUPLICATES_SCHEMA for every part of `scores/basic` into `folder`, where the answers stand for as long as their inputs do."""
+    done = folder / "complete"
+    if done.exists():
+        return
+    names = [receipt.name for receipt in basic.receipts()]
+    pairs = [pq.read_table(basic.folder / f"{name}.parquet", columns=BASIC_COLUMNS) for name in names]
+    table = _answers(stored_images(dataset), pa.concat_tables(pairs), settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    start = 0
+    for name, own in zip(names, pairs, strict=True):
+        feather.write_feather(table.slice(start, len(own)), str(folder / f"{name}.arrow"), compression="uncompressed")
+        start += len(own)
+    done.touch()
 
 
-class _Comparison:
-    """All answers, computed once when the first part asks; `write` is the part function and stays in this process."""
-
-    def __init__(self, dataset: Artifact, basic: Artifact, settings: DuplicatesSettings) -> None:
-        self.dataset, self.basic, self.settings = dataset, basic, settings
-
-    @cached_property
-    def answers(self) -> dict[str, pa.Table]:
-        """DUPLICATES_SCHEMA by part."""
-        names = [receipt.name for receipt in self.basic.receipts()]
-        pairs = [pq.read_table(self.basic.folder / f"{name}.parquet", columns=BASIC_COLUMNS) for name in names]
-        table = _answers(stored_images(self.dataset), pa.concat_tables(pairs), self.settings)
-        ends = np.cumsum([len(own) for own in pairs])
-        return {n: table.slice(end - len(own), len(own)) for n, own, end in zip(names, pairs, ends, strict=True)}
-
-    def write(self, spec: PartSpec, attempt: Path) -> dict[str, int]:
-        table = self.answers[spec.name].combine_chunks()
-        pq.write_table(table, attempt / f"{spec.name}.parquet", compression="zstd")
-        first = table.filter(pc.equal(table["caption_index"], 0))
-        copies = {
-            f"{kind}_copies": pc.sum(pc.not_equal(first[f"{kind}_group"], first["key"])).as_py() or 0 for kind in GROUPS
-        }
-        copies["eval_copies"] = len(first) - first["eval_copy_of"].null_count
-        return {"pairs": len(table), "samples": len(first), **copies}
+def duplicates_part(spec: PartSpec, attempt: Path) -> dict[str, int]:
+    """Part function: one part's rows of the answers, and how many of its images are copies."""
+    work: DuplicatesWork = spec.work
+    table = feather.read_table(str(work.answers / f"{spec.name}.arrow")).combine_chunks()
+    pq.write_table(table, attempt / f"{spec.name}.parquet", compression="zstd")
+    first = table.filter(pc.equal(table["caption_index"], 0))
+    copies = {f"{k}_copies": pc.sum(pc.not_equal(first[f"{k}_group"], first["key"])).as_py() or 0 for k in GROUPS}
+    copies["eval_copies"] = len(first) - first["eval_copy_of"].null_count
+    return {"pairs": len(table), "samples": len(first), **copies}
 
 
 def stored_images(dataset: Artifact) -> pa.Table:

@@ -2,7 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Served:
+    """Where a worker gets a source's images: the web, a folder or tars below `root`, or the scenes' server at `address`."""
+
+    kind: Literal["web", "folder", "tars", "scenes"]
+    root: Path | None = None
+    address: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

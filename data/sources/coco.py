@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from data.fetch.files import file_url
 from data.pipeline.errors import UserError
-from data.sources.candidates import Candidate
+from data.sources.candidates import Candidate, Served
 from data.sources.facts import cannot_read, facts_of, printable, sizes_as_facts
 from data.sources.folder import image_sizes
 from data.sources.settings import CocoSettings
@@ -46,8 +46,8 @@ class CocoSource:
         }  # fmt: skip
 
     @contextmanager
-    def serving(self) -> Iterator[dict[str, Any]]:
-        yield {"kind": "web"} if self.images is None else {"kind": "folder", "root": str(self.images.resolve())}
+    def serving(self) -> Iterator[Served]:
+        yield Served("web") if self.images is None else Served("folder", self.images.resolve())
 
     def candidates(self) -> Iterator[Candidate]:
         """Raises UserError for a file that is unreadable or holds no captions."""

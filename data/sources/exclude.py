@@ -60,10 +60,10 @@ def read_exclusions(settings: ExcludeSettings) -> Exclusions:
             except OSError as error:
                 raise cannot_read(f"dataset.exclude.{name}", Path(path), error) from None
     found = Exclusions(
-        urls=frozenset(_entries(settings.urls, "urls", "an http or https URL", _url)),
-        domains=frozenset(_entries(settings.domains, "domains", "a domain such as example.com", _domain)),
-        sha256=frozenset(_entries(settings.sha256, "sha256", "64 hex digits", _sha256)),
-        phash=np.array(sorted(set(_entries(settings.phash, "phash", "16 hex digits", _phash))), np.uint64),
+        urls=frozenset(_entries(settings.urls, "urls", "an http or https URL", url_in)),
+        domains=frozenset(_entries(settings.domains, "domains", "a domain such as example.com", domain_in)),
+        sha256=frozenset(_entries(settings.sha256, "sha256", "64 hex digits", sha256_in)),
+        phash=np.array(sorted(set(_entries(settings.phash, "phash", "16 hex digits", phash_in))), np.uint64),
         facts=facts,
     )
     for name in facts:
@@ -95,19 +95,19 @@ def _address(url: str) -> str:
     return canonical_url(url.strip()).partition("://")[2]
 
 
-def _url(entry: str) -> str | None:
+def url_in(entry: str) -> str | None:
     return _address(entry) if host_of(entry) else None
 
 
-def _domain(entry: str) -> str | None:
+def domain_in(entry: str) -> str | None:
     """`example.com`, also written `www.example.com`, `*.example.com` or `.example.com`: each names the domain and all below it."""
     host = ascii_host(entry.rstrip(".")).removeprefix("*").removeprefix(".").removeprefix("www.")
     return host if host and all(_LABEL.fullmatch(label) for label in host.split(".")) else None
 
 
-def _sha256(entry: str) -> str | None:
+def sha256_in(entry: str) -> str | None:
     return entry.lower() if re.fullmatch(r"[0-9a-fA-F]{64}", entry) else None
 
 
-def _phash(entry: str) -> int | None:
+def phash_in(entry: str) -> int | None:
     return int(entry, 16) if re.fullmatch(r"[0-9a-fA-F]{16}", entry) else None

@@ -9,7 +9,7 @@ from typing import Any
 
 from data.fetch.files import file_url
 from data.pipeline.errors import UserError
-from data.sources.candidates import Candidate
+from data.sources.candidates import Candidate, Served
 from data.sources.facts import cannot_read, facts_of, printable, sizes_as_facts
 from data.sources.settings import FolderSettings
 
@@ -48,8 +48,8 @@ class FolderSource:
             yield Candidate(printable(name), file_url(name), tuple(captions.get(name, ())))
 
     @contextmanager
-    def serving(self) -> Iterator[dict[str, Any]]:
-        yield {"kind": "folder", "root": str(self.root.resolve())}
+    def serving(self) -> Iterator[Served]:
+        yield Served("folder", self.root.resolve())
 
 
 def image_sizes(root: Path, setting: str) -> dict[str, int]:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from data.sources.candidates import Candidate
+from data.sources.candidates import Candidate, Served
 from data.sources.scene_world import captions, draw, sample_attributes, scene
 from data.sources.settings import ScenesSettings
 
@@ -31,9 +31,9 @@ class ScenesSource:
         return scenes_candidates(self.settings, self.seed)
 
     @contextmanager
-    def serving(self) -> Iterator[dict[str, Any]]:
+    def serving(self) -> Iterator[Served]:
         with scenes_server(self.settings) as address:
-            yield {"kind": "scenes", "address": address}
+            yield Served("scenes", address=address)
 
 
 def scenes_candidates(settings: ScenesSettings, seed: int) -> Iterator[Candidate]:

@@ -74,6 +74,28 @@ class ExcludeSettings(Settings):
     phash_distance: int = Field(default=3, ge=0, le=7)
 
 
+SOURCES = ("scenes", "folder", "table", "coco", "webdataset")
+
+
+class SourceChoice(Settings):
+    """One source, and the lists of what must never be stored."""
+
+    scenes: ScenesSettings | None = None
+    folder: FolderSettings | None = None
+    table: TableSettings | None = None
+    coco: CocoSettings | None = None
+    webdataset: WebdatasetSettings | None = None
+    exclude: ExcludeSettings = ExcludeSettings()
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "SourceChoice":
+        given = [name for name in SOURCES if getattr(self, name) is not None]
+        if len(given) != 1:
+            tables = ", ".join(f"[dataset.{name}]" for name in SOURCES)
+            raise ValueError(f"exactly one source is needed, one of {tables}; got {given or 'none'}")
+        return self
+
+
 class SplitSettings(Settings):
     """Shares of images set apart, drawn by hashing (seed, image identity); the rest is `train`."""
 

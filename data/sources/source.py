@@ -4,13 +4,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from data.dataset.settings import DatasetSettings
 from data.fetch.settings import FetchSettings
-from data.sources.candidates import Candidate
+from data.sources.candidates import Candidate, Served
 from data.sources.exclude import Exclusions, read_exclusions
+from data.sources.settings import SourceChoice
 
 if TYPE_CHECKING:
     from data.fetch.http import Fetched
@@ -30,16 +29,16 @@ class Source(Protocol):
     def candidates(self) -> Iterator[Candidate]:
         """Every candidate in the source's fixed order, streaming."""
 
-    def serving(self) -> AbstractContextManager[dict[str, Any]]:
-        """Keep the source reachable while the context lasts; yields the JSON payload that `fetcher_for` needs in a worker."""
+    def serving(self) -> AbstractContextManager[Served]:
+        """Keep the source reachable while the context lasts; yields what `fetcher_for` needs in a worker."""
 
 
-def open_source(settings: DatasetSettings, seed: int) -> Source:
+def open_source(settings: SourceChoice, seed: int) -> Source:
     """The one source that `settings` name, behind its exclusion lists."""
     return _Excluding(_configured(settings, seed), read_exclusions(settings.exclude))
 
 
-def _configured(settings: DatasetSettings, seed: int) -> Source:
+def _configured(settings: SourceChoice, seed: int) -> Source:
     if settings.scenes is not None:
         from data.sources.scenes import ScenesSource
 
@@ -89,26 +88,23 @@ class _Excluding:
                     break
             yield candidate
 
-    def serving(self) -> AbstractContextManager[dict[str, Any]]:
+    def serving(self) -> AbstractContextManager[Served]:
         return self.source.serving()
 
 
-def fetcher_for(
-    payload: dict[str, Any], settings: FetchSettings, limits: "HostLimits | None"
-) -> "Callable[[str], Fetched]":
+def fetcher_for(served: Served, settings: FetchSettings, limits: "HostLimits | None") -> "Callable[[str], Fetched]":
     """The fetch function for a source's candidates, from what its `serving` yielded. Shared by the threads of a worker."""
     from data.fetch.files import FolderFetcher, TarFetcher
     from data.fetch.http import HttpFetcher
 
-    if payload["kind"] == "folder":
-        return FolderFetcher(Path(payload["root"]), settings.max_bytes)
-    if payload["kind"] == "tars":
-        return TarFetcher(Path(payload["root"]), settings.max_bytes)
-    if payload["kind"] == "web":
+    if served.kind == "web":
         return HttpFetcher(settings, limits=limits)
+    if served.root is not None:
+        return (FolderFetcher if served.kind == "folder" else TarFetcher)(served.root, settings.max_bytes)
     from data.sources.scenes import PREFIX
 
-    address = payload["address"]
+    address = served.address
+    assert address is not None, f"{served} says neither where nor at which address"
     return HttpFetcher(
         settings, trusted=address, rewrite=lambda url: url.replace(PREFIX, f"http://{address}/", 1), limits=limits
     )

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data.sources.candidates import Candidate
+from data.sources.candidates import Candidate, Served
 from data.sources.canonical import canonical_url
 from data.sources.facts import facts_of, printable
 from data.sources.inputs import find_files
@@ -56,8 +56,8 @@ class TableSource:
         }
 
     @contextmanager
-    def serving(self) -> Iterator[dict[str, Any]]:
-        yield {"kind": "web"}
+    def serving(self) -> Iterator[Served]:
+        yield Served("web")
 
     def candidates(self) -> Iterator[Candidate]:
         """Raises UserError for an unreadable or damaged file, an unknown ending and missing columns."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data.fetch.files import tar_url
-from data.sources.candidates import Candidate
+from data.sources.candidates import Candidate, Served
 from data.sources.canonical import canonical_url, host_of
 from data.sources.facts import cannot_read, facts_of, printable
 from data.sources.folder import IMAGE_ENDINGS
@@ -57,9 +57,9 @@ class WebdatasetSource:
         return {"kind": "webdataset", "files": facts_of(((printable(name), root / name) for name in names), SETTING)}
 
     @contextmanager
-    def serving(self) -> Iterator[dict[str, Any]]:
+    def serving(self) -> Iterator[Served]:
         root, _ = self._tars()
-        yield {"kind": "tars", "root": str(root)}
+        yield Served("tars", root)
 
     def candidates(self) -> Iterator[Candidate]:
         """A damaged tar gives the samples before the damage, and a note. Raises UserError for files that cannot be opened."""

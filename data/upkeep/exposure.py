@@ -1,6 +1,6 @@
 """Which artifacts of a run have seen given samples, from what they recorded about their inputs. In doubt, they have."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,25 +8,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from data.dataset.ledger import stored_keys
 from data.dataset.shards import ShardReader
-from data.pipeline.artifacts import Artifact, fingerprint
+from data.pipeline.artifacts import Artifact
+from data.pipeline.lineage import StageRow, standing
 from data.pipeline.run import Run
 from data.views.reading import kept_pairs
 
-VIEW_INPUTS = ("view", "dataset and view")  # names under which artifacts record the view they were made from
+VIEWS = "views/"
 KEY_COLUMNS = ("key", "caption_key", "image_id")  # columns that may hold keys of samples
-# Order of the report, and what makes each anew.
-REMEDY = (
-    ("dataset", "python -m data reshard --view base --to NAME, then delete this run's folder"),
-    ("embeddings", "delete it, or reshard and run `make embeddings` there"),
-    ("scores", "delete it, or reshard and run `make dataset embeddings` there"),
-    ("clip", "delete it and run `make clip embeddings`"),
-    ("models", "delete it and run `make train`"),
-    ("prompts", "delete it and run `make eval`"),
-    ("samples", "delete it and run `make eval`"),
-    ("eval", "delete it and run `make eval`"),
-    ("humaneval", "delete it and run `make eval`"),
-)
 
 
 @dataclass(frozen=True)
@@ -45,10 +35,7 @@ def kept_now(run: Run, keys: frozenset[str]) -> dict[str, frozenset[str]]:
     for path in sorted((run.folder / "views").glob("*/manifest.json")):
         view = Artifact(path.parent)
         column = kept_pairs(view)["key"]
-        kept = frozenset(column.filter(pc.is_in(column, wanted)).to_pylist())
-        found[view.digest()] = kept
-        if run.dataset.is_complete():
-            found[fingerprint([run.dataset.digest(), view.digest()])] = kept
+        found[view.digest()] = frozenset(column.filter(pc.is_in(column, wanted)).to_pylist())
     return found
 
 
@@ -57,38 +44,17 @@ def who_saw(run: Run, keys: frozenset[str], kept: Mapping[str, frozenset[str]]) 
     stored = sorted(keys & set(ShardReader(run.dataset).keys()))
     if not stored:
         return []
-    seen = {"dataset": f"its shards hold the bytes of {len(stored):,} of them"}
-    tainted = {run.dataset.digest()}
     parts = _parts_of(run.dataset, stored)
-    for name, artifact in _others(run):
-        what = _by_rows(name, artifact, stored, parts) or _by_view(artifact, kept) or _by_inputs(artifact, tainted)
+    seen: list[Seen] = []
+    names: set[str] = set()
+    for row, name, artifact in standing(run):
+        if name.startswith(VIEWS):  # they are made again at once, without them
+            continue
+        what = _by_rows(row, artifact, stored, parts) or _by_view(artifact, kept) or _by_inputs(artifact, names)
         if what:
-            seen[name] = what
-            if name.split("/")[0] in ("clip", "models", "prompts", "samples") and artifact.is_complete():
-                tainted.add(artifact.digest())
-    if any(name.split("/")[0] in ("models", "samples", "clip") or name.startswith("eval/") for name in seen):
-        for name in ("eval/report.html", "eval/metrics.parquet"):
-            if (run.folder / name).exists():
-                seen[name] = "computed from the above"
-        if (run.folder / "humaneval" / "study").exists():
-            seen["humaneval/study"] = "shows images of the samples above"
-    remedies = dict(REMEDY)
-    return [
-        Seen(name, what, remedies.get(name.split("/")[0], "delete it and make it again")) for name, what in seen.items()
-    ]
-
-
-def _others(run: Run) -> Iterator[tuple[str, Artifact]]:
-    """Every other artifact that is made from the dataset, in the order they are made."""
-    order = [name for name, _ in REMEDY]
-    found = []
-    for path in run.folder.glob("**/plan.json"):
-        name = path.parent.relative_to(run.folder).as_posix()
-        room = name.split("/")[0]
-        if room in order and name not in ("dataset", "humaneval/study") and "scratch" not in path.parts:
-            found.append((order.index(room), name, Artifact(path.parent)))
-    for _, name, artifact in sorted(found, key=lambda item: item[:2]):
-        yield name, artifact
+            seen.append(Seen(name, what, row.remedy))
+            names.add(name)
+    return seen
 
 
 def _parts_of(dataset: Artifact, stored: list[str]) -> dict[str, int]:
@@ -96,28 +62,28 @@ def _parts_of(dataset: Artifact, stored: list[str]) -> dict[str, int]:
     wanted = pa.array(stored, pa.string())
     held = {}
     for receipt in dataset.receipts():
-        ledger = pq.read_table(dataset.folder / "ledger" / f"{receipt.name}.parquet", columns=["key", "reason"])
-        n = pc.sum(pc.and_(pc.is_null(ledger["reason"]), pc.is_in(ledger["key"], wanted))).as_py()
+        n = pc.sum(pc.is_in(stored_keys(dataset, receipt.name), wanted)).as_py()
         if n:
             held[receipt.name] = n
     return held
 
 
-def _by_rows(name: str, artifact: Artifact, stored: list[str], parts: Mapping[str, int]) -> str:
-    """What an artifact's own tables hold of the samples."""
-    if name == "embeddings" or name.startswith("scores/"):
+def _by_rows(row: StageRow, artifact: Artifact, stored: list[str], parts: Mapping[str, int]) -> str | None:
+    """What an artifact's own files hold of the samples."""
+    if row.holds == "bytes":
+        return f"its shards hold the bytes of {len(stored):,} of them"
+    if row.holds == "rows by part":
         held = [part for part in parts if artifact.standing(part) is not None]
         n = sum(parts[part] for part in held)
-        if held:
-            return f"holds rows of {n:,} of them, in part{'s' if len(held) > 1 else ''} {', '.join(held[:8])}"
-    return (
-        _rows_in(artifact.folder, stored)
-        if name.startswith(("scores/", "eval/features", "prompts/", "samples/"))
-        else ""
-    )
+        return (
+            f"holds rows of {n:,} of them, in part{'s' if len(held) > 1 else ''} {', '.join(held[:8])}"
+            if held
+            else None
+        )
+    return _rows_in(artifact.folder, stored) if row.holds == "keys" else None
 
 
-def _rows_in(folder: Path, stored: list[str]) -> str:
+def _rows_in(folder: Path, stored: list[str]) -> str | None:
     wanted = pa.array(stored, pa.string())
     for path in sorted(folder.glob("*.parquet")):
         for column in KEY_COLUMNS:
@@ -126,27 +92,28 @@ def _rows_in(folder: Path, stored: list[str]) -> str:
                 n = len(pc.unique(values.filter(pc.is_in(values, wanted))))
                 if n:
                     return f"{path.name} names {n:,} of them"
-    return ""
+    return None
 
 
-def _by_view(artifact: Artifact, kept: Mapping[str, frozenset[str]]) -> str:
+def _inputs(artifact: Artifact) -> dict[str, str]:
+    """Artifact -> digest, of everything that any part was made from (parts of artifacts by the artifact's name)."""
+    return {of.partition(":")[0]: digest for inputs in artifact.inputs().values() for of, digest in inputs}
+
+
+def _by_view(artifact: Artifact, kept: Mapping[str, frozenset[str]]) -> str | None:
     """Whether the view that the artifact was made from kept any; a view that is gone may have."""
-    for part in (artifact.plan_json() or {"parts": []})["parts"]:
-        for name in VIEW_INPUTS:
-            digest = part["inputs"].get(name)
-            if digest is None:
-                continue
-            if digest not in kept:
-                return "may have seen them: it was made from a view that no longer stands"
-            if kept[digest]:
-                return f"was made from a view that kept {len(kept[digest]):,} of them"
-    return ""
+    for name, digest in _inputs(artifact).items():
+        if not name.startswith(VIEWS):
+            continue
+        if digest not in kept:
+            return "may have seen them: it was made from a view that no longer stands"
+        if kept[digest]:
+            return f"was made from a view that kept {len(kept[digest]):,} of them"
+    return None
 
 
-def _by_inputs(artifact: Artifact, tainted: set[str]) -> str:
-    """Whether the artifact was made from one that saw them."""
-    for part in (artifact.plan_json() or {"parts": []})["parts"]:
-        for name, digest in part["inputs"].items():
-            if name != "dataset" and digest in tainted:
-                return f"was made with {name}, which saw them"
-    return ""
+def _by_inputs(artifact: Artifact, seen: set[str]) -> str | None:
+    """Whether the artifact was made from one that saw them. What is made from the dataset itself or from the cache reads them
+    through a view, or holds rows of its own."""
+    through = [name for name in _inputs(artifact) if name in seen and name not in ("dataset", "embeddings")]
+    return f"was made with {through[0]}, which saw them" if through else None

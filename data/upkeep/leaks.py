@@ -8,8 +8,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data.pipeline.artifacts import Artifact
+from data.pipeline.lineage import Lineage
 from data.pipeline.run import Run
-from data.scores.basic import require_fresh_basic
 from data.scores.duplicates import BASIC_COLUMNS, EVALUATION, looks_of, stored_images
 from data.scores.near import near_any_of
 from data.views.reading import kept_pairs
@@ -60,9 +60,9 @@ def verify_leaks(run: Run) -> LeakReport:
     the hashes in `scores/basic`, not `scores/duplicates`. Raises UserError when there is no view or the scores are of another dataset.
     """
     settings = run.config[ViewsSettings].duplicates
-    basic = require_fresh_basic(run)
+    basic = Lineage(run).require("scores/basic")
     name = "train" if run.view("train").is_complete() else "base"
-    view = run.view(name).require("make dataset")
+    view = Lineage(run).require(f"views/{name}")
     images = stored_images(run.dataset)
     evaluation = images.filter(pc.is_in(images["split"], pa.array(EVALUATION)))
     kept = kept_pairs(view)["key"].combine_chunks()

@@ -1,14 +1,15 @@
 """What a removal sets off: it is recorded, the views are made again, and everything that saw the samples is named."""
 
 from data.dataset.shards import ShardReader
-from data.pipeline.plurals import counted
+from data.pipeline.executors import Executor
 from data.pipeline.run import Run
+from data.pipeline.terminal import counted
 from data.upkeep.exposure import kept_now, who_saw
 from data.views.build import build_base_view, build_train_view
 from data.views.removal import Entry, record, removed_keys, removed_path, with_copies
 
 
-def remove(run: Run, found: dict[Entry, list[str]]) -> list[str]:
+def remove(run: Run, found: dict[Entry, list[str]], executor: Executor) -> list[str]:
     """Apply resolved entries; returns what to tell the user, a line each."""
     named = frozenset(key for of_entry in found.values() for key in of_entry)
     keys = with_copies(run, named)
@@ -31,7 +32,7 @@ def remove(run: Run, found: dict[Entry, list[str]]) -> list[str]:
         f"{counted(len(keys), 'key')} named, {len(keys - before):,} of them newly removed, {len(stored):,} with a stored image; "
         f"{len(now):,} removed in all: {removed_path(run)}"
     )
-    lines += _make_views(run)
+    lines += _make_views(run, executor)
     seen = who_saw(run, keys, kept)
     if seen:
         lines.append("These have seen them:")
@@ -43,12 +44,12 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
 
 
-def _make_views(run: Run) -> list[str]:
+def _make_views(run: Run, executor: Executor) -> list[str]:
     lines = []
     for name, build in (("base", build_base_view), ("train", build_train_view)):
         view = run.view(name)
         if (view.folder / "plan.json").exists():
-            counts = build(run).manifest()["counts"]
+            counts = build(run, executor).manifest()["counts"]
             gone = counts.get("dropped_removed_pairs", 0)
             lines.append(
                 f"view {name} made again: keeps {counted(counts['kept_pairs'], 'pair')}, {gone:,} left out as removed"

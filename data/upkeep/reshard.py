@@ -6,8 +6,9 @@ Keys, splits and image bytes stay as they are. Of a sample's captions only the k
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +16,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data.dataset.download import count, write_table
+from data.dataset.download import count, planned_table, write_table
 from data.dataset.ledger import LEDGER_SCHEMA, read_ledger
 from data.dataset.origin import MARK, is_resharded
-from data.dataset.plan import PLAN_FILE, SOURCE_FILE, FrozenPlan, freeze_plan, plan_digest, read_plan
+from data.dataset.plan import PLAN_FILE, SOURCE_FILE, FrozenPlan, freeze_plan, read_plan
 from data.dataset.settings import DatasetSettings
 from data.dataset.shards import ShardReader, ShardWriter
-from data.pipeline.artifacts import Artifact, PartSpec, Receipt, canonical_json, fingerprint, publish_json, read_json
+from data.pipeline.artifacts import Artifact, Receipt, canonical_json, fingerprint, publish_json, read_json
 from data.pipeline.config import parse_config
-from data.pipeline.errors import UserError
+from data.pipeline.errors import Code, UserError
 from data.pipeline.executors import Executor
+from data.pipeline.lineage import Lineage
 from data.pipeline.run import Run
-from data.pipeline.runner import Stage, run_stage
-from data.sources.candidates import Candidate
+from data.pipeline.runner import run_stage
+from data.pipeline.stage import Input, PartSpec, Stage
+from data.sources.candidates import Candidate, Served
 from data.sources.settings import ExcludeSettings
+from data.views.reading import kept_pairs
 from data.views.removal import removed_keys
 
 STAGE_VERSION = 1
@@ -39,11 +43,12 @@ def reshard(run: Run, view: str, name: str, executor: Executor) -> Run:
 
     Killed half-way, the same call goes on. Raises UserError when the view is missing, stale or empty, or `name` is taken.
     """
-    artifact = run.view(view).require(f"python -m data view --name {view}")
+    artifact = Lineage(run).require(f"views/{view}", f"python -m data view --name {view}")
     if not artifact.manifest()["counts"]["kept_pairs"]:
         raise UserError(
             f"the view {view} keeps nothing, so there is nothing to write out; loosen [views.{view}] and run "
-            f"`python -m data view --name {view}`"
+            f"`python -m data view --name {view}`",
+            Code.EMPTY,
         )
     target = _target_run(run, name)
     origin = {"view": view, "view_digest": artifact.digest(), "dataset": run.dataset.digest(), "run": run.folder.name}
@@ -86,6 +91,15 @@ def _claim(dataset: Artifact, origin: Mapping[str, str]) -> None:
         )
 
 
+@dataclass(frozen=True)
+class CopyWork:
+    """Which dataset a shard is written for, and out of which parts of which dataset."""
+
+    dataset: Path
+    source: Artifact
+    parts: tuple[str, ...]
+
+
 class ViewSource:
     """What a view keeps, as a source: candidates with keys of ours, in order of key."""
 
@@ -97,8 +111,6 @@ class ViewSource:
         return {"kind": "reshard", **self.origin}
 
     def candidates(self) -> Iterator[Candidate]:
-        from data.views.reading import kept_pairs
-
         removed = removed_keys(self.run)
         kept: dict[str, list[int]] = {}
         pairs = kept_pairs(self.run.view(self.view)).sort_by([("key", "ascending"), ("caption_index", "ascending")])
@@ -113,7 +125,7 @@ class ViewSource:
             for row in table.filter(pc.is_in(table["key"], wanted)).to_pylist():
                 yield _candidate(row, kept[row["key"]])
 
-    def serving(self) -> AbstractContextManager[dict[str, Any]]:
+    def serving(self) -> AbstractContextManager[Served]:
         raise UserError("a resharded dataset is copied, not downloaded")
 
 
@@ -147,23 +159,17 @@ def _parts(source: Artifact, target: Artifact, plan: FrozenPlan) -> list[PartSpe
     parts = []
     for shard, digest in enumerate(plan.shards):
         origins = of_shard.get(shard, [])
-        inputs = {
-            "plan": digest,
-            "shards": fingerprint([receipts[o].files[f"shards/{o}.tar"]["sha256"] for o in origins]),
-        }
-        payload = {"dataset": str(target.folder), "from": str(source.folder), "parts": origins}
-        parts.append(PartSpec(f"{shard:05d}", inputs, payload))
+        shards = fingerprint([receipts[o].files[f"shards/{o}.tar"]["sha256"] for o in origins])
+        name = f"{shard:05d}"
+        inputs = (Input(f"@source:{name}", digest), Input("@origin", shards))
+        parts.append(PartSpec(name, inputs, CopyWork(target.folder, source, tuple(origins))))
     return parts
 
 
 def copy_shard(spec: PartSpec, attempt: Path) -> dict[str, int]:
     """Part function: the planned samples out of the source's shards, image bytes as they are; writes `shards/` and `ledger/`."""
-    table = read_plan(Path(spec.payload["dataset"]), int(spec.name))
-    if plan_digest(table) != spec.inputs["plan"]:
-        raise UserError(
-            f"the plan in {spec.payload['dataset']} changed while its shards were made; run the command again"
-        )
-    source, parts = Artifact(spec.payload["from"]), spec.payload["parts"]
+    work: CopyWork = spec.work
+    table, source, parts = planned_table(work.dataset, spec), work.source, work.parts
     reader = ShardReader(source, parts)
     rows = table.sort_by("key").select(["key", "captions", "attributes"]).to_pylist()
     with ShardWriter(attempt / "shards" / f"{spec.name}.tar") as writer:
@@ -181,7 +187,7 @@ def copy_shard(spec: PartSpec, attempt: Path) -> dict[str, int]:
     return count(ledger)
 
 
-def _ledger(source: Artifact, parts: list[str], rows: list[dict[str, Any]]) -> pa.Table:
+def _ledger(source: Artifact, parts: Sequence[str], rows: list[dict[str, Any]]) -> pa.Table:
     """The source's ledger rows of the samples, with the number of captions that went along."""
     wanted = pa.array([row["key"] for row in rows], pa.string())
     tables = [read_ledger(source, name) for name in parts]
@@ -193,7 +199,4 @@ def _ledger(source: Artifact, parts: list[str], rows: list[dict[str, Any]]) -> p
 
 
 def finish(folder: Path, receipts: list[Receipt]) -> list[str]:
-    from data.reports.card import write_card
-
-    write_card(folder, receipts)
     return [PLAN_FILE, SOURCE_FILE, MARK]

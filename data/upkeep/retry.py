@@ -5,14 +5,17 @@
 
 from collections.abc import Sequence
 
-from data.dataset.plan import freeze_plan, read_plan
+from data.dataset.build import build_dataset, refuse_changed_source
+from data.dataset.origin import describe, is_resharded, require_written
+from data.dataset.plan import read_plan
 from data.dataset.retries import freeze_retry, waiting_retries
 from data.dataset.settings import DatasetSettings
 from data.fetch.reasons import TRANSIENT, Reason
 from data.pipeline.errors import UserError
 from data.pipeline.executors import Executor
-from data.pipeline.plurals import counted
 from data.pipeline.run import Run
+from data.pipeline.terminal import counted
+from data.views.removal import removed_keys
 
 # Nothing was asked for these, and asking again would not change that.
 NEVER_ASKED = frozenset({Reason.NO_CAPTION, Reason.EXCLUDED_URL, Reason.EXCLUDED_DOMAIN})
@@ -30,26 +33,11 @@ def reasons_to_retry(names: Sequence[str]) -> frozenset[Reason]:
     return frozenset(Reason(name) for name in names)
 
 
-def refuse_changed_source(run: Run) -> None:
-    """Raise UserError when the input cannot be read, or differs from the one whose plan finished parts were made from."""
-    from data.dataset.origin import is_resharded
-    from data.sources.source import open_source
-
-    folder, settings = run.dataset.folder, run.config[DatasetSettings]
-    # With finished parts, freezing only compares.
-    if any((folder / "parts").glob("*.json")) and not is_resharded(run.dataset):
-        freeze_plan(folder, open_source(settings, run.seed), settings, run.seed)
-
-
 def retry(run: Run, reasons: frozenset[Reason], executor: Executor) -> str:
     """Finish what was begun, or else freeze and download a retry; returns what was done, in a line.
 
     A retry that was killed is finished before another may begin: that is how the same command, repeated, ends in the same bytes.
     """
-    from data.dataset.build import build_dataset
-    from data.dataset.origin import describe, is_resharded, require_written
-    from data.views.removal import removed_keys
-
     dataset = run.dataset
     if dataset.plan_json() is None:
         dataset.require("make dataset")

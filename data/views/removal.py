@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data.dataset.ledger import read_ledger
+from data.dataset.ledger import read_ledger, stored_keys
 from data.dataset.plan import read_frozen, read_plan
 from data.dataset.settings import DatasetSettings
 from data.pipeline.artifacts import fingerprint, publish_bytes
 from data.pipeline.errors import UserError
 from data.pipeline.run import Run
+from data.sources.canonical import host_of
+from data.sources.exclude import domain_in, phash_in, sha256_in, url_in
 
 REMOVED_FILE = "removed.parquet"
 REMOVED_SCHEMA = pa.schema([("key", pa.string()), ("entry", pa.string()), ("plan", pa.string())])
@@ -69,6 +72,30 @@ def removed_keys(run: Run) -> frozenset[str]:
         open_ = [e for e in open_ if e.kind != "phash"]
     found = resolve(run, open_, run.config[DatasetSettings].exclude.phash_distance)
     return with_copies(run, keys.union(*found.values()))
+
+
+def removed_in_part(run: Run, part: str, removed: frozenset[str]) -> list[str]:
+    """Which of the removed keys a part of the dataset holds a stored sample of, sorted."""
+    if not removed:
+        return []
+    keys = stored_keys(run.dataset, part)
+    return sorted(removed & set(keys.to_pylist()))
+
+
+def removed_digest(run: Run, part: str) -> str:
+    """The fact `@removed:<part>`: of the removed keys among a part's samples, as things stand now."""
+    return fingerprint(removed_in_part(run, part, _removed_now(run, _stamp(run))))
+
+
+def _stamp(run: Run) -> tuple[int, ...]:
+    """Changes when what `removed_keys` reads may have changed."""
+    paths = (removed_path(run), run.dataset.manifest_path, run.scores("basic").manifest_path)
+    return tuple(path.stat().st_mtime_ns if path.exists() else 0 for path in paths)
+
+
+@lru_cache(maxsize=2)
+def _removed_now(run: Run, _stamp: tuple[int, ...]) -> frozenset[str]:
+    return removed_keys(run)
 
 
 def with_copies(run: Run, keys: frozenset[str]) -> frozenset[str]:
@@ -124,8 +151,6 @@ def read_entries(path: Path) -> list[Entry]:
 
 def parse_entry(text: str) -> Entry | None:
     """One line without its comment, or None when it is nothing that is known."""
-    from data.sources.exclude import _domain, _phash, _sha256, _url
-
     kind, colon, value = text.partition(":")
     value = value.strip()
     if not (colon and kind in ("key", "sha256", "url", "domain", "phash")):
@@ -133,9 +158,9 @@ def parse_entry(text: str) -> Entry | None:
     if kind == "key":
         return Entry("key", value) if re.fullmatch(r"[0-9]{9,}", value) else None
     if kind == "phash":
-        number = _phash(value)
+        number = phash_in(value)
         return None if number is None else Entry("phash", f"{number:016x}")
-    parse = {"sha256": _sha256, "url": _url, "domain": _domain}[kind]
+    parse = {"sha256": sha256_in, "url": url_in, "domain": domain_in}[kind]
     found = parse(value)
     return None if found is None else Entry(kind, found)
 
@@ -178,9 +203,6 @@ def _by_value(found: dict[Entry, set[str]], kind: str, column: pa.ChunkedArray, 
 
 def _by_url(run: Run, found: dict[Entry, set[str]]) -> None:
     """Compares canonical addresses; an image out of a tar also by the address it was once fetched from."""
-    from data.sources.canonical import host_of
-    from data.sources.exclude import _url
-
     urls = {entry.value: entry for entry in found if entry.kind == "url"}
     domains = {entry.value: entry for entry in found if entry.kind == "domain"}
     if not urls and not domains:
@@ -191,7 +213,7 @@ def _by_url(run: Run, found: dict[Entry, set[str]]) -> None:
         for address in (url, once):
             if not isinstance(address, str):
                 continue
-            if urls and (entry := urls.get(_url(address) or "")):
+            if urls and (entry := urls.get(url_in(address) or "")):
                 found[entry].add(key)
             host = host_of(address) if domains else ""
             while host:

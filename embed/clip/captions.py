@@ -1,18 +1,15 @@
-"""Captions through a CLIP's text tower: each distinct caption once."""
+"""Captions through a CLIP: tokenised and encoded, each distinct one once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from embed.clip.model import Clip
-
-from embed.clip.towers import TextTower
+from embed.clip.model import Clip
+from embed.clip.towers import encode_ids
 
 
 @dataclass(frozen=True)
@@ -26,7 +23,7 @@ class CaptionEncodings:
     raw: Tensor
 
 
-def encode_captions(clip: "Clip", captions: Sequence[str], batch: int) -> CaptionEncodings:
+def encode_captions(clip: Clip, captions: Sequence[str], batch: int) -> CaptionEncodings:
     """Tokenise and encode captions, equal ones once. Equal `captions` and `batch` give equal bytes on one thread; in another order,
     company or batch the unit vectors differ by less than 1e-6 in fp32."""
     distinct = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
@@ -35,12 +32,3 @@ def encode_captions(clip: "Clip", captions: Sequence[str], batch: int) -> Captio
     truncated = clip.tokenizer.truncated(list(distinct), ids)
     rows = torch.tensor([distinct[caption] for caption in captions], dtype=torch.int64)
     return CaptionEncodings(ids[rows], clip.token_counts(ids)[rows], truncated[rows.numpy()], raw[rows])
-
-
-@torch.inference_mode()
-def encode_ids(text: TextTower, ids: Tensor, batch: int, width: int) -> Tensor:
-    """Raw float32 (n, d) in memory. `batch` captions of full length at a time, or as many short ones as have no more places."""
-    raw = torch.empty(len(ids), width)
-    for rows in text.batches(ids, batch):
-        raw[rows] = text.encode(ids[rows]).cpu()
-    return raw

@@ -1,7 +1,7 @@
-"""A frozen CLIP: images and captions to embeddings, and the digest by which caches and checkpoints name it.
+"""A frozen CLIP: images and token ids to embeddings, and the digest by which caches and checkpoints name it.
 
 Where it comes from is `embed/clip/load.py`, how captions become ids `embed/clip/tokens.py`, how its text tower is run
-`embed/clip/towers.py`.
+`embed/clip/towers.py`, how many captions are encoded `embed/clip/captions.py`.
 """
 
 import logging
@@ -21,7 +21,6 @@ from torch.nn.functional import normalize
 from data.pipeline.artifacts import fingerprint
 from data.pipeline.errors import UserError
 from data.pipeline.run import Run
-from embed.clip.captions import CaptionEncodings, encode_captions, encode_ids
 from embed.clip.load import (
     BPE_FILE,
     CONFIG_FILE,
@@ -33,12 +32,12 @@ from embed.clip.load import (
     weights_digest,
 )
 from embed.clip.tokens import CaptionTokenizer, shrink_bpe, tokenizer_for
-from embed.clip.towers import PROBE_CAPTIONS, TextTower, text_tower
+from embed.clip.towers import COMPARED_CAPTIONS, TextTower, encode_ids, text_tower
 from embed.settings import ClipSettings
 
 __all__ = [
-    "BPE_FILE", "CONFIG_FILE", "WEIGHTS_FILE", "CaptionEncodings", "Clip", "encode_captions", "load_clip", "load_clip_folder",
-    "save_clip", "shrink_bpe", "tokenizer_for", "weights_digest",
+    "BPE_FILE", "CONFIG_FILE", "WEIGHTS_FILE", "Clip", "ClipSource", "load_clip", "load_clip_folder", "save_clip", "shrink_bpe",
+    "tokenizer_for", "weights_digest",
 ]  # fmt: skip
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -104,7 +103,8 @@ class Clip:
         return self.tokenizer(captions)
 
     def token_counts(self, ids: torch.Tensor) -> torch.Tensor:
-        """Number of ids up to and including the end-of-text. int64 (n,)."""
+        """Number of ids up to and including the end-of-text, int64 (n,), on the ids' device. So `arange(context_length) < counts[:, None]`
+        marks what is caption, whatever the tokenizer pads with."""
         return self.tokenizer.counts(ids)
 
     @cached_property
@@ -146,25 +146,48 @@ class Clip:
         """int64 (n, context_length) -> float32 (n, d) of unit length."""
         return normalize(self.encode_ids(ids), dim=-1)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def token_states(self, ids: torch.Tensor) -> torch.Tensor:
         """int64 (n, context_length) -> float32 (n, context_length, text width): the text tower's states after its last norm.
 
-        What stands after the end-of-text means nothing (zeros where `pooling_at_end`).
+        What stands after the end-of-text (`token_counts`) means nothing: zeros where `pooling_at_end`. The states are frozen inputs to
+        whatever is trained: without a gradient, yet plain tensors that a trained layer may save for its own backward, and in this CLIP's
+        precision also where autocast is on around the call.
         """
-        return self.text.states(ids.cpu()).cpu()
+        if not len(ids):
+            return torch.zeros(0, ids.shape[1], self.text_width)
+        with torch.autocast(self.device.type, enabled=False):
+            return self.text.states(ids.cpu()).cpu()
+
+
+@dataclass(frozen=True)
+class ClipSource:
+    """Where a CLIP is loaded from, in any process: the config's section, the folder (absolute; None for one by name), the seed of
+    random weights."""
+
+    settings: ClipSettings
+    folder: Path | None
+    seed: int
+
+    @classmethod
+    def of(cls, run: Run) -> "ClipSource":
+        """The source that the run's config names. Raises UserError when the run's own CLIP is not trained yet."""
+        settings, folder = run.config[ClipSettings], None
+        if settings.source == "run":
+            folder = run.clip.require("make clip").folder
+        elif settings.source == "checkpoint":
+            folder = Path(settings.path or "").absolute()
+        return cls(settings, folder, run.seed)
+
+    def load(self, batch: int = 64, precision: Precision = "fp32", device: str = "cpu") -> Clip:
+        """Raises UserError when it is not there or does not fit its description."""
+        loaded = load_named(self.settings, self.seed) if self.folder is None else load_folder(self.folder)
+        return _frozen(loaded, batch, precision, device)
 
 
 def load_clip(run: Run, batch: int = 64, precision: Precision = "fp32", device: str = "cpu") -> Clip:
     """The CLIP that the run's config names. Raises UserError when it is not there or does not fit its description."""
-    settings = run.config[ClipSettings]
-    if settings.source == "run":
-        loaded = load_folder(run.clip.require("make clip").folder)
-    elif settings.source == "checkpoint":
-        loaded = load_folder(Path(settings.path or ""))
-    else:
-        loaded = load_named(settings, run.seed)
-    return _frozen(loaded, batch, precision, device)
+    return ClipSource.of(run).load(batch, precision, device)
 
 
 def load_clip_folder(folder: Path, batch: int = 64, precision: Precision = "fp32", device: str = "cpu") -> Clip:
@@ -183,7 +206,7 @@ def _frozen(loaded: Loaded, batch: int, precision: Precision, device: str) -> Cl
             k: v for k, v in facts.items() if k not in ("_name_or_path", "transformers_version")
         }
     identity = fingerprint([config, dict(loaded.preprocess), tokenizer.digest, weights_digest(model.state_dict())])
-    text = text_tower(model, tokenizer(PROBE_CAPTIONS))
+    text = text_tower(model, tokenizer(COMPARED_CAPTIONS))
     if precision != "fp32":
         text.hold_in(DTYPES[precision])
         model.visual.to(DTYPES[precision])
@@ -199,7 +222,7 @@ def _frozen(loaded: Loaded, batch: int, precision: Precision, device: str) -> Cl
 def _check_ids(model: Any, tokenizer: CaptionTokenizer, name: str) -> None:
     """Refuse a tokenizer whose ids or length the text tower cannot take."""
     tower = getattr(model, "text", model)
-    largest = int(tokenizer(PROBE_CAPTIONS).max())
+    largest = int(tokenizer(COMPARED_CAPTIONS).max())
     if largest >= tower.vocab_size or tokenizer.context_length > tower.context_length > 0:
         raise UserError(
             f"clip: {name}'s tokenizer gives ids up to at least {largest} and rows of {tokenizer.context_length}, its text tower takes "

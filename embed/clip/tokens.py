@@ -56,7 +56,7 @@ class CaptionTokenizer:
         if self._words:
             return ids.argmax(dim=1) + 1
         padding, end = self._special_ids()
-        places = torch.arange(1, ids.shape[1] + 1) * (ids != padding)
+        places = torch.arange(1, ids.shape[1] + 1, device=ids.device) * (ids != padding)
         return (places.amax(dim=1) + int(padding == end)).clamp(max=ids.shape[1])
 
     def truncated(self, captions: Sequence[str], ids: torch.Tensor) -> NDArray[np.bool_]:

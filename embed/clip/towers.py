@@ -5,7 +5,7 @@ Causal towers that pool at the end of the text run packed (`embed/clip/packing.p
 
 import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from open_clip import CLIP
@@ -15,11 +15,8 @@ from torch.nn.functional import normalize
 
 from embed.clip.packing import PackedText
 
-if TYPE_CHECKING:
-    pass
-
-
-PROBE_CAPTIONS = (
+# Captions on which our forward of a text tower is compared with open_clip's own: empty, short, odd letters, long, cut.
+COMPARED_CAPTIONS = (
     "",
     "a dog",
     "A Corgi's \u201cnaïve\u201d 日本語 café & 12 o'clock",
@@ -101,6 +98,16 @@ def text_tower(model: Any, probes: Tensor) -> TextTower:
         stacklevel=2,
     )
     return full
+
+
+@torch.inference_mode()
+def encode_ids(text: TextTower, ids: Tensor, batch: int, dim: int) -> Tensor:
+    """int64 (n, context_length) -> raw float32 (n, dim) in memory. `batch` captions of full length at a time, or as many short ones
+    as have no more places."""
+    raw = torch.empty(len(ids), dim)
+    for rows in text.batches(ids, batch):
+        raw[rows] = text.encode(ids[rows]).cpu()
+    return raw
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -28,9 +28,9 @@ from torchvision.transforms import Normalize, Resize
 from torchvision.transforms.functional import pil_modes_mapping
 
 from data.dataset.shards import IMAGE_SUFFIXES
-from data.pipeline.errors import UserError
+from data.pipeline.errors import Code, UserError
 from embed.clip.model import Clip
-from embed.encoding.threads import Lanes
+from embed.encoding.threads import EncodingThreads
 
 AHEAD = 2  # batches decoded beyond those being encoded
 # A JPEG at reduced scale keeps at least this many times the size that the CLIP's resize makes, so that the resize still averages.
@@ -53,16 +53,11 @@ class StoredImage:
 
 @dataclass(frozen=True)
 class Timing:
-    """What encoding a shard's images took. `waited`: seconds that the lanes together waited for decoded images."""
+    """What encoding a shard's images took. `waited`: seconds that the encoding threads together waited for decoded images."""
 
     images: int
     seconds: float
     waited: float
-    lanes: int
-
-    @property
-    def share_waited(self) -> float:
-        return self.waited / max(self.seconds * self.lanes, 1e-9)
 
 
 def index_shard(path: Path) -> list[StoredImage]:
@@ -78,15 +73,19 @@ def index_shard(path: Path) -> list[StoredImage]:
                 elif suffix == "json":
                     content = tar.extractfile(member)
                     if content is None or key not in images:
-                        raise UserError(f"{path}: sample {key} lacks its image; run `python -m data verify`")
+                        raise UserError(
+                            f"{path}: sample {key} lacks its image; run `python -m data verify`", Code.DAMAGED
+                        )
                     image = images.pop(key)
                     found.append(StoredImage(key, json.loads(content.read()), image.offset_data, image.size))
     except FileNotFoundError:
-        raise UserError(f"{path} is missing; run `python -m data verify`, then `make dataset`") from None
+        raise UserError(f"{path} is missing; run `python -m data verify`, then `make dataset`", Code.MISSING) from None
     except (tarfile.TarError, EOFError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error}); run `python -m data verify`, then `make dataset`") from None
+        raise UserError(
+            f"{path} is damaged ({error}); run `python -m data verify`, then `make dataset`", Code.DAMAGED
+        ) from None
     if images:
-        raise UserError(f"{path}: sample {sorted(images)[0]} lacks its JSON; run `python -m data verify`")
+        raise UserError(f"{path}: sample {sorted(images)[0]} lacks its JSON; run `python -m data verify`", Code.DAMAGED)
     return found
 
 
@@ -209,30 +208,33 @@ class DecodedBatches:
         content = os.pread(self._file.fileno(), stored.size, stored.offset)
         if hashlib.sha256(content).hexdigest() != stored.meta["stored_sha256"]:
             raise UserError(
-                f"{self._path}: the image of sample {stored.key} differs from the hash stored beside it; run `python -m data verify`"
+                f"{self._path}: the image of sample {stored.key} differs from the hash stored beside it; run `python -m data verify`",
+                Code.DAMAGED,
             )
         try:
             row[...] = self._prepare.square(content)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise UserError(f"{self._path}: the image of sample {stored.key} cannot be decoded: {error}") from None
+            raise UserError(
+                f"{self._path}: the image of sample {stored.key} cannot be decoded: {error}", Code.DAMAGED
+            ) from None
 
 
 def encode_shard_images(
-    clip: Clip, path: Path, stored: Sequence[StoredImage], lanes: Lanes, decode_threads: int = 1, reduced: bool = False
-) -> tuple[torch.Tensor, Timing]:
+    clip: Clip, path: Path, stored: Sequence[StoredImage], threads: EncodingThreads, decode_threads: int = 1, reduced: bool = False
+) -> tuple[torch.Tensor, Timing]:  # fmt: skip
     """Images of a shard -> raw (not unit length) float32 (n, d) in the shard's order, batch by batch as `clip.batch` says."""
     start = time.perf_counter()
     prepare = Preprocess(clip.preprocess_config, reduced)
-    on_gpu = lanes.device.type == "cuda"
+    on_gpu, ahead = threads.device.type == "cuda", threads.count + AHEAD - 1
     raw = torch.zeros(len(stored), clip.embed_dim)
-    with DecodedBatches(path, stored, prepare, clip.batch, decode_threads, lanes.width + AHEAD - 1, on_gpu) as batches:
+    with DecodedBatches(path, stored, prepare, clip.batch, decode_threads, ahead, on_gpu) as batches:
 
         def encode() -> None:
             for first, pixels in batches:
-                found = clip.encode_pixels(prepare.normalise(pixels.to(lanes.device, non_blocking=True)))
+                found = clip.encode_pixels(prepare.normalise(pixels.to(threads.device, non_blocking=True)))
                 raw[first : first + len(pixels)] = found.cpu()
 
-        running = [lanes.submit(encode) for _ in range(lanes.width)]
+        running = [threads.submit(encode) for _ in range(threads.count)]
         for future in running:
             future.result()
-    return raw, Timing(len(stored), time.perf_counter() - start, batches.waited, lanes.width)
+    return raw, Timing(len(stored), time.perf_counter() - start, batches.waited)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from data.pipeline.artifacts import Receipt, publish_json, sum_counts
 from embed.encoding.threads import one_thread
-from embed.format import as_matrix
+from embed.format import NULL_PART, as_matrix
 
 STATISTICS_FILE, PICTURE_FILE = "statistics.json", "log/statistics.png"
 LIMIT = 2**17
@@ -26,16 +26,17 @@ BINS = np.linspace(-1.0, 1.0, 201)
 DIGITS = 7  # significant ones: the last bits of a sum are no statement about the cache
 
 
-def write_statistics(folder: Path, names: Sequence[str], receipts: Sequence[Receipt], dim: int) -> dict[str, Any]:
-    """Write `statistics.json` and its picture for the parts `names`; returns the content."""
-    paths = [folder / f"{name}.parquet" for name in names]
+def write_statistics(folder: Path, receipts: Sequence[Receipt], dim: int) -> list[str]:
+    """Write `statistics.json` and its picture for a cache in `folder` whose vectors have `dim` components; returns the files that
+    belong to the artifact, by their names."""
+    paths = [folder / f"{receipt.name}.parquet" for receipt in receipts if receipt.name != NULL_PART]
     with one_thread():  # the last bits of a sum depend on their number
         content = statistics(paths, dim)
     content["counts"] = {**sum_counts(list(receipts)), **content["counts"]}
     publish_json(folder / STATISTICS_FILE, content)
     # The picture is drawn by a library whose next version may draw another one: outside every digest.
     draw(content, folder / PICTURE_FILE)
-    return content
+    return [STATISTICS_FILE]
 
 
 def statistics(paths: Sequence[Path], dim: int) -> dict[str, Any]:
@@ -55,13 +56,13 @@ def statistics(paths: Sequence[Path], dim: int) -> dict[str, Any]:
         "estimated": sorted(side.name for side in (image, text) if side.sampled),
         "image": image.result(), "text": text.result(),
         "similarity": {"bin_edges": [_round(edge) for edge in BINS], "pairs": pairs.result(), "shuffled": shuffled.result()},
-        "gap": _round(float(np.linalg.norm(image.moments.mean - text.moments.mean))),
+        "gap": _round(float(np.linalg.norm(image.sums.mean - text.sums.mean))),
     }  # fmt: skip
 
 
 @dataclass
-class Moments:
-    """Sums over vectors of d components, added up in float64."""
+class VectorSums:
+    """Count, sum (d,) and sum of outer products (d, d) of vectors of d components, added up in float64 batch by batch."""
 
     dim: int
     n: int = 0
@@ -72,6 +73,7 @@ class Moments:
         self.first, self.second = np.zeros(self.dim), np.zeros((self.dim, self.dim))
 
     def add(self, vectors: NDArray[np.generic]) -> None:
+        """(n, d) of any float type."""
         x = torch.from_numpy(vectors.astype(np.float64))
         self.n += len(x)
         self.first += x.sum(dim=0).numpy()
@@ -82,7 +84,7 @@ class Moments:
         return self.first / max(self.n, 1)
 
     def eigenvalues(self) -> NDArray[np.float64]:
-        """Of the covariance, largest first."""
+        """Of the covariance (divided by n), largest first, (d,)."""
         covariance = self.second / max(self.n, 1) - np.outer(self.mean, self.mean)
         found: NDArray[np.float64] = torch.linalg.eigvalsh(torch.from_numpy(covariance)).numpy()[::-1]
         return np.where(found > NOISE, found, 0.0)
@@ -92,7 +94,7 @@ class _Side:
     """One kind of vector, image or text, over its distinct values."""
 
     def __init__(self, name: str, dim: int) -> None:
-        self.name, self.dim, self.moments = name, dim, Moments(dim)
+        self.name, self.dim, self.sums = name, dim, VectorSums(dim)
         self.hash_column = "image_hash" if name == "image" else "caption_hash"
         self.distinct, self.sampled = 0, False
         self._rows: dict[int, NDArray[np.int64]] = {}
@@ -120,19 +122,19 @@ class _Side:
             return rows, np.zeros((0, self.dim), np.float16)
         table = file.read_row_group(group, columns=[f"{self.name}_embedding", f"{self.name}_norm"])
         vectors = as_matrix(table[f"{self.name}_embedding"], "<f2", self.dim)[rows - start]
-        self.moments.add(vectors)
+        self.sums.add(vectors)
         self._norms.append(table[f"{self.name}_norm"].to_numpy()[rows - start])
         return rows, vectors.astype(np.float16, copy=False)
 
     def result(self) -> dict[str, Any]:
         norms = np.concatenate([np.zeros(0), *self._norms])
-        values = self.moments.eigenvalues()
+        values = self.sums.eigenvalues()
         share = values / max(values.sum(), 1e-300)
         entropy = -float((share[share > 0] * np.log(share[share > 0])).sum())
         found = np.quantile(norms, QUANTILES) if len(norms) else np.zeros(len(QUANTILES))
         return {
-            "n": self.moments.n,
-            "mean_vector_norm": _round(float(np.linalg.norm(self.moments.mean))),
+            "n": self.sums.n,
+            "mean_vector_norm": _round(float(np.linalg.norm(self.sums.mean))),
             "norm": {
                 "mean": _round(float(norms.mean()) if len(norms) else 0.0), "std": _round(float(norms.std()) if len(norms) else 0.0),
                 "quantiles": {f"{q:g}": _round(float(v)) for q, v in zip(QUANTILES, found, strict=True)},

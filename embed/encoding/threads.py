@@ -1,8 +1,8 @@
-"""Where encoding runs inside one worker: the device it claims, and threads that encode batches side by side.
+"""Threads that encode batches side by side inside one worker, and how many there are.
 
 A batch is always encoded on one thread, because the last bits of a matrix product depend on how many share it. Two batches
-at once use two cores and give the bytes that one lane gives (measured: 15 % less CPU time than one batch on two threads).
-On a GPU each lane has its own stream, so that the copies of one batch overlap with the matrix products of another.
+at once use two cores and give the bytes that one thread gives (measured: 15 % less CPU time than one batch on two threads).
+On a GPU each thread has its own stream, so that the copies of one batch overlap with the matrix products of another.
 """
 
 import contextlib
@@ -18,18 +18,18 @@ from data.pipeline.settings import ClusterSettings
 from embed.settings import EmbeddingsSettings
 
 T = TypeVar("T")
-AUTO_LANES = 2  # each holds the activations of a batch: 600 MB for ViT-L-14 at batch 64
+AUTO_THREADS = 2  # each holds the activations of a batch: 600 MB for ViT-L-14 at batch 64
 
 
-def lane_count(settings: EmbeddingsSettings, cluster: ClusterSettings, device: torch.device) -> int:
+def encoding_thread_count(settings: EmbeddingsSettings, cluster: ClusterSettings, device: torch.device) -> int:
     """`embeddings.threads`, or the machine's cores shared among the workers (a remote worker is taken to have one)."""
     if settings.threads:
         return settings.threads
     if device.type == "cuda":
-        return AUTO_LANES
+        return AUTO_THREADS
     if cluster.address is not None:
         return 1
-    return min(AUTO_LANES, max(1, cores() // max(1, cluster.workers)))
+    return min(AUTO_THREADS, max(1, cores() // max(1, cluster.workers)))
 
 
 def decode_thread_count(settings: EmbeddingsSettings, cluster: ClusterSettings, device: torch.device) -> int:
@@ -56,16 +56,16 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-class Lanes:
-    """`width` threads, each with one torch thread and, on a GPU, its own stream. Closing waits for what runs."""
+class EncodingThreads:
+    """`count` threads, each with one torch thread and, on a GPU, its own stream. Closing waits for what runs."""
 
-    def __init__(self, width: int, device: torch.device) -> None:
-        self.width, self.device = width, device
+    def __init__(self, count: int, device: torch.device) -> None:
+        self.count, self.device = count, device
         self._local = threading.local()
         self._before = torch.get_num_threads()
-        self._pool = ThreadPoolExecutor(width, "encode", initializer=torch.set_num_threads, initargs=(1,))
+        self._pool = ThreadPoolExecutor(count, "encode", initializer=torch.set_num_threads, initargs=(1,))
 
-    def __enter__(self) -> "Lanes":
+    def __enter__(self) -> "EncodingThreads":
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -33,20 +33,20 @@ def measured(run: Run) -> Iterator[None]:
 
 
 def summary(parts: Sequence[Mapping[str, Any]], seconds: float) -> dict[str, Any]:
-    """Rates over the wall clock, loading and statistics included. `waiting_share` is of the lanes' time at images, `writing_share`
-    (Parquet, hashing and publishing) of the workers' time at reading and encoding.
+    """Rates over the wall clock, loading and statistics included. `waiting_share` is of the encoding threads' time at images,
+    `writing_share` (Parquet, hashing and publishing) of the workers' time at reading and encoding.
 
-    A part tells `images`, `captions`, `lanes`, `device`, and in seconds: `loading` the CLIP, `encoding` its images, `waited` for them
-    (all lanes together), `writing` Parquet, `seconds` in all, and `whole` with hashing and publishing its files (None: not known).
+    A part tells `images`, `captions`, `threads`, `device`, and in seconds: `loading` the CLIP, `encoding` its images, `waited` for them
+    (all threads together), `writing` Parquet, `seconds` in all, and `whole` with hashing and publishing its files (None: not known).
     """
     images, captions = (sum(part[name] for part in parts) for name in ("images", "captions"))
-    lanes = sum(part["encoding"] * part["lanes"] for part in parts)
+    encoding = sum(part["encoding"] * part["threads"] for part in parts)
     work = sum(part["seconds"] - part["loading"] - part["writing"] for part in parts)
     writing = sum(part["writing"] + max(0.0, (part["whole"] or 0.0) - part["seconds"]) for part in parts)
     return {
         "parts": len(parts), "seconds": seconds, "images": images, "captions": captions,
         "images_per_second": images / max(seconds, 1e-9), "captions_per_second": captions / max(seconds, 1e-9),
-        "waiting_share": sum(part["waited"] for part in parts) / max(lanes, 1e-9),
+        "waiting_share": sum(part["waited"] for part in parts) / max(encoding, 1e-9),
         "writing_share": writing / max(work, 1e-9),
         "devices": sorted({part["device"] for part in parts}),
     }  # fmt: skip

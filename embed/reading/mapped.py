@@ -73,11 +73,11 @@ class OpenPart:
         else:
             target[here] = matrix if keep is None else matrix[keep]
 
-    def _read(self, start: int, room: memoryview) -> None:
+    def _read(self, start: int, target: memoryview) -> None:
         done = 0
         with self.path.open("rb", buffering=0) as file:
-            while done < len(room):
-                count = os.preadv(file.fileno(), [room[done:]], start + done)
+            while done < len(target):
+                count = os.preadv(file.fileno(), [target[done:]], start + done)
                 if not count:
                     raise UserError(
                         f"{self.path} ends before its data: it was cut; delete it and run `make embeddings`"

@@ -1,11 +1,9 @@
 """Which rows of a cache are read: its parts, what view and split leave of each row group, and everything that is refused."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,11 +15,11 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from data.pipeline.artifacts import Artifact, Receipt, canonical_json
+from data.pipeline.artifacts import Artifact, Receipt
 from data.pipeline.errors import UserError
 from embed.format import FORMAT, NULL_PART, read_metadata
 from embed.reading.mapped import OpenPart, fixed_width
-from embed.reading.rows import VECTORS, Kind, Room, Rows, Vectors
+from embed.reading.rows import VECTORS, Buffer, Kind, Rows, Vectors
 
 OPENERS = 8  # threads that read footers
 
@@ -79,7 +77,6 @@ class CacheParts:
         receipts = embeddings.receipts()
         for receipt in receipts:
             self._require_file(receipt)
-        self._recorded = {path: facts["sha256"] for receipt in receipts for path, facts in receipt.files.items()}
         self.metadata = read_metadata(str(self.folder / f"{NULL_PART}.parquet"))
         self.identity = self.metadata["clip_identity"]
         if identity is not None and identity != self.identity:
@@ -237,19 +234,19 @@ class CacheParts:
         return np.concatenate(keys), np.concatenate(numbers)
 
     def load(
-        self, units: Sequence[Unit], kinds: Sequence[Kind], by_pair: bool = False, room: Room | None = None
+        self, units: Sequence[Unit], kinds: Sequence[Kind], by_pair: bool = False, buffer: Buffer | None = None
     ) -> Rows:
         """Copy the rows of `units` into memory, with the vectors named ("image", "text"): in that order, or by (key, caption_index).
 
-        What was loaded into the same `room` before is overwritten. Raises UserError naming a vector that is not of unit length."""
-        room = room or Room()
+        What was loaded into the same `buffer` before is overwritten. Raises UserError naming a vector that is not of unit length."""
+        buffer = buffer or Buffer()
         keys, numbers = self.keys(units)
         order = _order(keys, numbers) if by_pair else None
         total = len(keys)
         stored = {
-            VECTORS[kind]: room.take(kind, total, self.dim if kind in kinds else 0, np.dtype("<f2")) for kind in VECTORS
+            VECTORS[kind]: buffer.take(kind, total, self.dim if kind in kinds else 0, np.dtype("<f2")) for kind in VECTORS
         }
-        tokens = room.take("tokens", total, self.context_length, self.token_dtype)
+        tokens = buffer.take("tokens", total, self.context_length, self.token_dtype)
         lengths = np.empty(total, np.int64)
         place, at = None if order is None else np.argsort(order), 0
         for unit, part, keep in self.walk(units):
@@ -266,14 +263,6 @@ class CacheParts:
             for name, vectors in stored.items()
         )
         return Rows(keys, numbers, image, text, tokens, torch.from_numpy(lengths))
-
-    @cached_property
-    def digest(self) -> str:
-        """Which bytes are read, in which order: the parts' recorded digests and the rows that are kept of them."""
-        found = hashlib.sha256(canonical_json(self._recorded))
-        for part in self.parts:
-            found.update(part.name.encode() + (b"all" if part.keep is None else part.keep.tobytes()))
-        return found.hexdigest()
 
 
 def _order(keys: NDArray[np.bytes_], numbers: NDArray[np.int32]) -> NDArray[np.int64] | None:

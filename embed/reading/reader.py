@@ -1,12 +1,13 @@
-"""Reading the embedding cache: aligned tensors by key, in an order that a seed fixes, in memory that does not grow with the cache.
+"""Reading the embedding cache: aligned tensors by row or key, an order of the rows that a seed fixes, in bounded memory.
 
 reader = EmbeddingReader(run.embeddings, run.view("train"), "train", clip.identity)
-for batch in reader.batches(1024, seed=0):      # see embed.reading.stream: state, ranks, DataLoader
-    batch.image_embedding                       # float32 (1024, d), unit length
+rows = reader.order(seed=0, epoch=0)        # a permutation of range(len(reader))
+batch = reader.fetch(rows[:1024])
+batch.image_embedding                       # float32 (1024, d), unit length
+
+`training.loop.feed.Feed` makes batches of these two: read ahead, for one process or many, from any step on.
 """
 
-import hashlib
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -19,30 +20,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from data.pipeline.artifacts import Artifact, fingerprint
-from data.pipeline.errors import UserError
+from data.pipeline.artifacts import Artifact
+from data.pipeline.errors import Code, UserError
 from embed.format import NULL_PART, as_matrix
 from embed.reading.lookup import Pairs, Span, find_rows
 from embed.reading.mapped import as_tensor
 from embed.reading.parts import CacheParts, Unit
-from embed.reading.rows import (
-    CHUNK,
-    START,
-    VECTORS,
-    Kind,
-    PairBatch,
-    Room,
-    Rows,
-    State,
-    join_batches,
-    known_kinds,
-    text,
-    unit_scale,
-)
-from embed.reading.shuffle import Shuffle, Window
-from embed.reading.stream import Batches
+from embed.reading.recent import RecentUnits
+from embed.reading.rows import CHUNK, VECTORS, Buffer, Kind, PairBatch, Rows, known_kinds, text, unit_scale
+from embed.reading.shuffle import Shuffle
 
-__all__ = ["EmbeddingReader", "NullCaption", "PairBatch", "State"]
+__all__ = ["EmbeddingReader", "NullCaption", "PairBatch"]
 
 MEMORY_LIMIT = 4 * 2**30
 
@@ -61,7 +49,7 @@ class EmbeddingReader:
     A selection of at most `memory_limit` bytes is held in memory, its rows ordered by (key, caption_index) however the cache is cut
     into parts. A larger one stays on disk: rows are numbered part by part in the manifest's order (a retried sample's row lies in its
     retry part), each part by (key, caption_index). `vectors` names those to read; the order of an epoch does not depend on it, but on
-    `memory_limit` where that makes windows: going on in the middle of an epoch takes the same limit, and another is refused.
+    `memory_limit` where the selection is larger: going on in the middle of an epoch takes the same limit.
 
     Raises UserError for a cache made with another CLIP than `identity`, a missing or damaged part, a view of other pairs, an unknown
     kind of vector or split, and an empty selection.
@@ -79,11 +67,11 @@ class EmbeddingReader:
             raise _nothing_left(self.parts)
         self._first = np.concatenate([[0], np.cumsum(self.parts.counts)])
         self.in_memory = len(self) * self.parts.row_bytes <= memory_limit
-        # Two windows fit: one that is used, and one that is being read.
-        window = None if self.in_memory else max(1, memory_limit // (2 * self.parts.row_bytes))
-        self.shuffle = Shuffle(self.parts.counts, window)
+        most = max(1, memory_limit // self.parts.row_bytes)
+        # Two windows fit: while one is used, the row groups of the next are loaded.
+        self.shuffle = Shuffle(self.parts.counts, None if self.in_memory else max(1, most // 2))
         self._held = self.parts.load(self.parts.units, self.vectors, by_pair=True) if self.in_memory else None
-        self._recent: OrderedDict[int, Rows] = OrderedDict()
+        self._recent = RecentUnits(self._load, self.parts.counts, most)
         self.null = self._read_null()
 
     def _read_null(self) -> NullCaption:
@@ -142,21 +130,11 @@ class EmbeddingReader:
         return self._pairs if self._held is not None else self.parts.keys([self.parts.units[span]])
 
     def fetch(self, rows: NDArray[np.int64] | Sequence[int]) -> PairBatch:
-        """The pairs at `rows` (numbers within this reader), in that order. Raises UserError for a number that there is not."""
+        """The pairs at `rows` (numbers within this reader), in that order. Raises UserError for a number that there is not.
+
+        Of a cache on disk, loads the row groups touched and keeps those used last, within the memory limit. Takes any thread."""
         index = self._known_rows(rows)
-        if self._held is not None:
-            return self._held.gather(index)
-        # Row group by row group, then back into the order asked for.
-        units = np.searchsorted(self._first, index, side="right") - 1
-        order = np.argsort(units, kind="stable")
-        found = []
-        for run in np.split(order, np.flatnonzero(np.diff(units[order])) + 1):
-            if len(run):
-                unit = int(units[run[0]])
-                found.append(self._unit(unit).gather(index[run] - self._first[unit]))
-        if not found:
-            return self._unit(0).gather(index)
-        return join_batches(found).take(np.argsort(order))
+        return self._recent.gather(index) if self._held is None else self._held.gather(index)
 
     def _known_rows(self, rows: NDArray[np.int64] | Sequence[int]) -> NDArray[np.int64]:
         index = np.asarray(rows, dtype=np.int64)
@@ -167,49 +145,17 @@ class EmbeddingReader:
             )
         return index
 
-    def _unit(self, number: int) -> Rows:
-        """A row group, from those lately used if it is among them; together they stay within a window's rows."""
-        if number not in self._recent:
-            limit = self.shuffle.rows or 0
-            while self._recent and sum(map(len, self._recent.values())) + self.parts.counts[number] > limit:
-                self._recent.popitem(last=False)
-            self._recent[number] = self.parts.load([self.parts.units[number]], self.vectors)
-        self._recent.move_to_end(number)
-        return self._recent[number]
-
-    def window(self, window: Window, room: Room | None = None) -> Rows:
-        """The rows of a window of an epoch's order, in memory: that of `room`, or fresh."""
-        if window.units is None:
-            assert self._held is not None
-            return self._held
-        return self.parts.load([self.parts.units[i] for i in window.units], self.vectors, room=room)
+    def _load(self, unit: int, buffer: Buffer) -> Rows:
+        return self.parts.load([self.parts.units[unit]], self.vectors, buffer=buffer)
 
     def order(self, seed: int, epoch: int) -> NDArray[np.int64]:
-        """A permutation of the rows that depends on (seed, epoch) alone; 8 bytes a row. The order in which `batches` goes."""
+        """A permutation of the rows that depends on (seed, epoch) alone; 8 bytes a row. Of a cache on disk it walks through windows of
+        row groups that fit the memory limit, so that `fetch` of successive stretches loads each row group once."""
         found = []
         for window in self.shuffle.windows(seed, epoch):
             rows = np.arange(len(self)) if window.units is None else self._rows_of(window.units)
             found.append(rows[window.permutation()])
         return np.concatenate(found)
-
-    def order_name(self, seed: int) -> str:
-        """Names the orders that `seed` gives: equal for two readers when they give the same rows in the same order. 16 hex digits."""
-        return fingerprint([seed, self._rows_digest])[:16]
-
-    @cached_property
-    def _rows_digest(self) -> str:
-        if self._held is None:
-            return f"{self.parts.digest} in windows of {self.shuffle.rows}"
-        found = hashlib.sha256(self._held.key.tobytes())
-        found.update(self._held.caption_index.tobytes())
-        return found.hexdigest()
-
-    def batches(
-        self, batch: int, seed: int, start: State = START, epochs: int | None = 1, rank: int = 0, ranks: int = 1,
-        drop_last: bool = False,
-    ) -> Batches:  # fmt: skip
-        """Shuffled batches, resumable at `start`; see `embed.reading.stream`, and `PairDataset` there for a torch DataLoader."""
-        return Batches(self, batch, seed, start, epochs, rank, ranks, drop_last)
 
     def _rows_of(self, units: NDArray[np.int64]) -> NDArray[np.int64]:
         return np.concatenate([np.arange(self._first[unit], self._first[unit + 1]) for unit in units])

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -10,31 +10,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data.pipeline.errors import UserError
+from embed.format import NORM_TOLERANCE
 
 Kind = Literal["image", "text"]
 VECTORS: dict[Kind, str] = {"image": "image_embedding", "text": "text_embedding"}
-NORM_TOLERANCE = 1e-3  # float16 rounding of a unit vector moves its length by up to 6e-5
 CHUNK = 1024  # rows cast at a time: as float32 they stay within a processor's cache
-
-
-class State(NamedTuple):
-    """Where a stream stands: `position` rows of the epoch's order are behind it, over all ranks together. `order` tells that order
-    from others (other rows, another seed, other windows); "" is any. Goes through JSON as a list: `State(*found)`."""
-
-    epoch: int = 0
-    position: int = 0
-    order: str = ""
-
-
-START = State()
 
 
 @dataclass(frozen=True)
 class PairBatch:
     """n pairs. Embeddings are float32 (n, d) of unit length, token ids int64 (n, context_length), zero-padded, n_tokens int64 (n,).
 
-    A vector that the reader was not asked for has no columns: (n, 0). `state` is where the stream stands after this batch; None
-    for a batch that was asked for by its rows.
+    A vector that the reader was not asked for has no columns: (n, 0).
     """
 
     keys: list[str]
@@ -43,21 +30,12 @@ class PairBatch:
     text_embedding: Tensor
     token_ids: Tensor
     n_tokens: Tensor
-    state: State | None = None
 
     def pin_memory(self) -> "PairBatch":
         """The same batch in page-locked memory; `DataLoader(pin_memory=True)` calls it."""
         return replace(
             self, image_embedding=self.image_embedding.pin_memory(), text_embedding=self.text_embedding.pin_memory(),
             token_ids=self.token_ids.pin_memory(), n_tokens=self.n_tokens.pin_memory(),
-        )  # fmt: skip
-
-    def take(self, rows: NDArray[np.int64]) -> "PairBatch":
-        """The pairs at `rows` of this batch, in that order."""
-        chosen = torch.from_numpy(rows)
-        return PairBatch(
-            [self.keys[i] for i in rows], self.caption_index[rows], self.image_embedding[chosen],
-            self.text_embedding[chosen], self.token_ids[chosen], self.n_tokens[chosen],
         )  # fmt: skip
 
 
@@ -71,7 +49,7 @@ def known_kinds(vectors: Kind | Sequence[Kind]) -> tuple[Kind, ...]:
 
 
 def unit_scale(vectors: Tensor, what: str, keys: Callable[[], NDArray[np.bytes_]]) -> Tensor:
-    """What each of float32 (n, d) is multiplied by to be of unit length, (n, 1): as stored, rounding leaves them a little off.
+    """The factor (n, 1) that brings each of float32 (n, d) to unit length; rounding to float16 left them a little off it.
 
     Raises UserError naming `what` and the first key whose vector was not of unit length when it was stored."""
     length = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
@@ -94,13 +72,13 @@ class Vectors:
 
     @classmethod
     def measure(cls, stored: Tensor, what: str, keys: NDArray[np.bytes_]) -> "Vectors":
-        """Measured once, when they are loaded, and not at every gathering. Raises UserError for damaged ones."""
+        """Compute the scales, once when the vectors are loaded. Raises UserError for a vector that is not of unit length."""
         n, dim = stored.shape
         scale = torch.ones(n, 1)
-        room = torch.empty(min(CHUNK, n), dim)
+        chunk = torch.empty(min(CHUNK, n), dim)
         for start in range(0, n if dim else 0, CHUNK):
             half = stored[start : start + CHUNK]
-            vectors = room[: len(half)].copy_(half)
+            vectors = chunk[: len(half)].copy_(half)
             scale[start : start + CHUNK] = unit_scale(vectors, what, lambda start=start: keys[start:])  # type: ignore[misc]
         return cls(stored, scale)
 
@@ -108,6 +86,10 @@ class Vectors:
         """float32 (len(index), d) of unit length."""
         # In this order: torch casts five times faster than numpy, and gathering halves moves half the bytes.
         return self.stored.index_select(0, index).float().mul_(self.scale.index_select(0, index))
+
+    def select(self, index: Tensor) -> "Vectors":
+        """Copies of some of them, as stored."""
+        return Vectors(self.stored.index_select(0, index), self.scale.index_select(0, index))
 
 
 @dataclass(frozen=True)
@@ -127,8 +109,16 @@ class Rows:
     def vectors(self, kind: Kind) -> Vectors:
         return self.image if kind == "image" else self.text
 
-    def gather(self, index: NDArray[np.int64], state: State | None = None) -> PairBatch:
-        """The rows at `index`, in that order."""
+    def select(self, index: NDArray[np.int64]) -> "Rows":
+        """Copies of the rows at `index`, in that order, as stored."""
+        chosen = torch.from_numpy(index)
+        return Rows(
+            self.key[index], self.caption_index[index], self.image.select(chosen), self.text.select(chosen),
+            self.token_ids.take(index, axis=0), self.n_tokens.index_select(0, chosen),
+        )  # fmt: skip
+
+    def gather(self, index: NDArray[np.int64]) -> PairBatch:
+        """The rows at `index`, in that order, as a batch."""
         chosen = torch.from_numpy(index)
         return PairBatch(
             keys=text(self.key[index]).tolist(),
@@ -137,15 +127,19 @@ class Rows:
             text_embedding=self.text.gather(chosen),
             token_ids=torch.from_numpy(self.token_ids.take(index, axis=0)).long(),
             n_tokens=self.n_tokens.index_select(0, chosen),
-            state=state,
         )
 
 
-class Room:
-    """Memory for rows, to be used again: fresh memory costs as much as what is copied there."""
+class Buffer:
+    """Memory for rows, to be used again: to take it from the system anew costs as much as filling it."""
 
     def __init__(self) -> None:
         self._arrays: dict[str, NDArray[Any]] = {}
+
+    @property
+    def rows(self) -> int:
+        """For how many rows there is memory."""
+        return max(map(len, self._arrays.values()), default=0)
 
     def take(self, name: str, rows: int, width: int, dtype: np.dtype) -> NDArray[Any]:
         """Array (rows, width), holding anything; the same memory for the same name."""
@@ -161,16 +155,13 @@ def text(keys: NDArray[np.bytes_]) -> NDArray[np.str_]:
     return codes.view(f"U{keys.dtype.itemsize}")
 
 
-def join_batches(batches: list[PairBatch], state: State | None = None) -> PairBatch:
-    """Batches one after the other as one."""
-    if len(batches) == 1:
-        return replace(batches[0], state=state)
-    return PairBatch(
-        keys=[key for batch in batches for key in batch.keys],
-        caption_index=np.concatenate([batch.caption_index for batch in batches]),
-        image_embedding=torch.cat([batch.image_embedding for batch in batches]),
-        text_embedding=torch.cat([batch.text_embedding for batch in batches]),
-        token_ids=torch.cat([batch.token_ids for batch in batches]),
-        n_tokens=torch.cat([batch.n_tokens for batch in batches]),
-        state=state,
+def join_rows(pieces: Sequence[Rows]) -> Rows:
+    """Rows one after the other."""
+    image, text = (
+        Vectors(torch.cat([p.vectors(kind).stored for p in pieces]), torch.cat([p.vectors(kind).scale for p in pieces]))
+        for kind in VECTORS
     )
+    return Rows(
+        np.concatenate([p.key for p in pieces]), np.concatenate([p.caption_index for p in pieces]), image, text,
+        np.concatenate([p.token_ids for p in pieces]), torch.cat([p.n_tokens for p in pieces]),
+    )  # fmt: skip

@@ -48,12 +48,3 @@ class Shuffle:
             windows.append(Window(start, stop, units[first:last], (seed, epoch, len(windows))))
             first, start = last, stop
         return windows
-
-
-def rank_slice(start: int, stop: int, rank: int, ranks: int) -> NDArray[np.int64]:
-    """The positions of [start, stop) that a rank takes: every `ranks`-th, from its own number on.
-
-    Together the ranks take each position once. Where the count does not divide, the first ranks take one more; nothing is
-    repeated to fill up.
-    """
-    return np.arange(start + rank, stop, ranks, dtype=np.int64)

@@ -4,6 +4,7 @@ Source: github.com/LAION-AI/aesthetic-predictor, `sa_0_4_vit_l_14_linear.pth` an
 OpenAI's CLIP embeddings of unit length, trained on ratings from 0 to 10 (it is not clipped to them).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,25 +15,20 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from data.pipeline.artifacts import PartSpec, sha256_file
-from data.pipeline.errors import UserError
+from data.pipeline.artifacts import sha256_file
+from data.pipeline.errors import Code, UserError
 from data.pipeline.run import Run
-from data.pipeline.runner import Stage
+from data.pipeline.stage import PartSpec, Stage
 from embed.format import NULL_PART, read_metadata
 from embed.reading.mapped import OpenPart
-from embed.scores.similarity import cache_parts
-from embed.settings import AestheticSettings, ClipSettings
+from embed.scores.parts import CachePart
+from embed.settings import LAION_HEADS_BY_NAME, AestheticSettings, ClipSettings, is_openais
 
 STAGE_VERSION = 1
 # LAION's files by digest, and whose embeddings they were trained on.
-LAION_HEADS = {
+LAION_HEADS_BY_DIGEST = {
     "c7b14cead230694acc7b9447974d3cad78003c72da032e402a303b6c2429e85f": "ViT-B-32",
     "2cd4e60f4f24ae3bcd57b847b13c1f3ba27edc28cc1a7f9ce74ee9f421243cba": "ViT-L-14",
-}
-# By the name under which LAION gives them, for a file with another digest (saved again, or a later one).
-LAION_NAMES = {
-    f"sa_0_4_vit_{short}_linear.pth": clip
-    for short, clip in (("b_32", "ViT-B-32"), ("b_16", "ViT-B-16"), ("l_14", "ViT-L-14"))
 }
 
 
@@ -64,74 +60,91 @@ class AestheticHead:
         from a folder, whose name says nothing."""
         if self.trained_on is None or "/" not in clip_name:
             return None
-        model, _, tag = clip_name.partition("/")
-        return model.removesuffix("-quickgelu") == self.trained_on and tag == "openai"
+        return is_openais(self.trained_on, clip_name)
 
 
 def load_head(path: Path) -> AestheticHead:
     """Read a head. Raises UserError when the file is missing or is not one linear layer to one number; unpickles tensors only."""
-    if not path.is_file():
-        raise UserError(
-            f"embeddings.aesthetic.head: {path} does not exist; get a file such as sa_0_4_vit_l_14_linear.pth from "
-            "github.com/LAION-AI/aesthetic-predictor"
-        )
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        Exception
-    ) as error:  # a strange file leads the unpickler to raise whatever it likes, and to advise what is not safe
-        raise UserError(
-            f"embeddings.aesthetic.head: {path} is not a file of tensors, of which a head is made ({type(error).__name__} while it was "
-            "read); get one such as sa_0_4_vit_l_14_linear.pth from github.com/LAION-AI/aesthetic-predictor"
-        ) from None
+    state = _read_tensors(path)
     held = state.items() if isinstance(state, dict) else ()
     shapes = {str(k): tuple(v.shape) for k, v in held if isinstance(v, torch.Tensor)}
-    if (
-        set(shapes) != {"weight", "bias"}
-        or shapes["bias"] != (1,)
-        or len(shapes["weight"]) != 2
-        or shapes["weight"][0] != 1
-    ):
+    weight, bias = shapes.get("weight", ()), shapes.get("bias", ())
+    if set(shapes) != {"weight", "bias"} or bias != (1,) or len(weight) != 2 or weight[0] != 1:
         raise UserError(
             f"embeddings.aesthetic.head: {path} is not a linear head, which holds weight (1, d) and bias (1,); it holds "
-            f"{str(shapes)[:300] if shapes else 'no named tensors'}"
+            f"{str(shapes)[:300] if shapes else 'no named tensors'}",
+            Code.DAMAGED,
         )
     digest = sha256_file(path)
-    trained_on = LAION_HEADS.get(digest) or LAION_NAMES.get(path.name)
+    # By the name under which LAION gives it where the digest is another (saved again, or a later one).
+    trained_on = LAION_HEADS_BY_DIGEST.get(digest) or LAION_HEADS_BY_NAME.get(path.name)
     return AestheticHead(state["weight"][0].double().numpy(), float(state["bias"][0]), digest, trained_on)
 
 
-def aesthetic_stage(run: Run, settings: AestheticSettings) -> Stage:
+def _read_tensors(path: Path) -> Any:
+    if not path.is_file():
+        raise UserError(
+            f"embeddings.aesthetic.head: {path} does not exist; get a file such as sa_0_4_vit_l_14_linear.pth from "
+            "github.com/LAION-AI/aesthetic-predictor",
+            Code.MISSING,
+        )
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # of a strange file the unpickler raises whatever it likes, and advises what is not safe
+        raise UserError(
+            f"embeddings.aesthetic.head: {path} is not a file of tensors, of which a head is made ({type(error).__name__} while it was "
+            "read); get one such as sa_0_4_vit_l_14_linear.pth from github.com/LAION-AI/aesthetic-predictor",
+            Code.DAMAGED,
+        ) from None
+
+
+@dataclass(frozen=True)
+class AestheticWork:
+    """The part of the cache to score, and the head's file."""
+
+    path: Path
+    head: Path
+
+
+def aesthetic_stage(run: Run, settings: AestheticSettings, cached: Sequence[CachePart]) -> Stage:
     """`scores/aesthetic`: column `aesthetic` by pair. Raises UserError when the head does not fit the cache."""
-    embeddings = run.embeddings.require("make embeddings")
-    head, path = load_head(Path(settings.head)), Path(settings.head).resolve()
-    facts = read_metadata(str(embeddings.folder / f"{NULL_PART}.parquet"))
-    if head.dim != int(facts["dim"]):
-        raise UserError(
-            f"embeddings.aesthetic.head: {path.name} takes embeddings of {head.dim} numbers, those of {facts['clip_name']} in "
-            f"{embeddings.folder} have {facts['dim']}; LAION's heads exist for ViT-L/14 (768), ViT-B/16 and ViT-B/32 (512)"
-        )
-    own = (
-        head.trained_on is not None and run.config[ClipSettings].source == "run"
-    )  # this run's own training, nobody else's
-    fits = False if own else head.fits(facts["clip_name"])
-    if fits is False and not settings.any_clip:
-        raise UserError(
-            f"embeddings.aesthetic.head: {path.name} was trained on embeddings of OpenAI's {head.trained_on}, the cache holds those of "
-            f"{facts['clip_name']}, on which its scores mean nothing; set embeddings.aesthetic.any_clip = true to compute them "
-            f"all the same"
-        )
+    path = Path(settings.head).resolve()
+    head = load_head(Path(settings.head))
+    facts = read_metadata(str(run.embeddings.folder / f"{NULL_PART}.parquet"))
+    fits = _fitting(run, settings, head, facts)
     shaping = {
         "head": head.digest, "head_clip": head.trained_on or "unknown", "clip": facts["clip_name"],
         "clip_is_the_heads": "unknown" if fits is None else fits,
     }  # fmt: skip
-    parts = [PartSpec(part.name, part.inputs, {**part.payload, "head": str(path)}) for part in cache_parts(embeddings)]
-    folder = run.scores("aesthetic").folder
-    return Stage("scores-aesthetic", STAGE_VERSION, folder, shaping, parts, aesthetic_part)
+    parts = [PartSpec(part.name, (part.input,), AestheticWork(part.path, path)) for part in cached]
+    return Stage("scores-aesthetic", STAGE_VERSION, run.scores("aesthetic").folder, shaping, parts, aesthetic_part)
+
+
+def _fitting(run: Run, settings: AestheticSettings, head: AestheticHead, facts: dict[str, str]) -> bool | None:
+    """Whether the cache is of the CLIP that the head was trained on; None where that is not known. Raises UserError where the head takes
+    vectors of another size, or is of another CLIP and the settings do not say that this is meant."""
+    name = Path(settings.head).name
+    if head.dim != int(facts["dim"]):
+        raise UserError(
+            f"embeddings.aesthetic.head: {name} takes embeddings of {head.dim} numbers, those of {facts['clip_name']} in "
+            f"{run.embeddings.folder} have {facts['dim']}; LAION's heads exist for ViT-L/14 (768), ViT-B/16 and ViT-B/32 (512)",
+            Code.FOREIGN,
+        )
+    # The run's own CLIP was trained by this run and nobody else.
+    own = head.trained_on is not None and run.config[ClipSettings].source == "run"
+    fits = False if own else head.fits(facts["clip_name"])
+    if fits is False and not settings.any_clip:
+        raise UserError(
+            f"embeddings.aesthetic.head: {name} was trained on embeddings of OpenAI's {head.trained_on}, the cache holds those of "
+            f"{facts['clip_name']}, on which its scores mean nothing; set embeddings.aesthetic.any_clip = true to compute them "
+            f"all the same",
+            Code.FOREIGN,
+        )
+    return fits
 
 
 def aesthetic_part(spec: PartSpec, attempt: Path) -> dict[str, int]:
-    head, part = load_head(Path(spec.payload["head"])), OpenPart(Path(spec.payload["path"]))
+    head, part = load_head(spec.work.head), OpenPart(spec.work.path)
     tables = []
     for group in range(part.groups):
         pairs = part.columns(group, ["key", "caption_index"]).replace_schema_metadata(None)

@@ -7,8 +7,9 @@ Its other rules do not move who is kept: a copy whose original they drop is drop
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from data.pipeline.artifacts import Artifact, PartSpec, Receipt, fingerprint, publish_json, read_json
+from data.pipeline.artifacts import Artifact, Receipt, fingerprint, publish_json, read_json
 from data.pipeline.executors import Executor
+from data.pipeline.lineage import Lineage
 from data.pipeline.run import Run
-from data.pipeline.runner import Stage, lost_file, run_stage
+from data.pipeline.runner import run_stage, stands
+from data.pipeline.stage import Input, PartSpec, Stage
 from data.scores.duplicates import PROTECTED
 from embed.reading.reader import EmbeddingReader
 from embed.scores.neighbours import BLOCK, NONE_BEFORE, Copies, ExactSearch, IndexSearch, Search, Vectors, find_copies
-from embed.scores.similarity import cache_parts
+from embed.scores.parts import CachePart
 from embed.settings import SemanticSettings
 
 STAGE_VERSION = 1
@@ -33,13 +36,12 @@ SCHEMA = pa.schema(
     [
         ("key", pa.string()),
         ("caption_index", pa.int32()),
-        (
-            "semantic_copy_of",
-            pa.string(),
-        ),  # the kept image's key; null for kept ones and those left out by the view `base`
+        # The kept image's key; null for kept ones and those left out by the view `base`.
+        ("semantic_copy_of", pa.string()),
         ("similarity", pa.float32()),  # the largest cosine found to a kept image before it; -1 where there is none
     ]
 )
+COPIES_FILE, FACTS_FILE = "copies.parquet", "images.json"
 LEARN_FROM = 65_536  # images from which an index learns its cells
 RECALL_SAMPLE = 2_048  # kept images that are compared exactly to state an index's recall
 
@@ -65,51 +67,44 @@ class Images:
             yield self.vectors(ranks[start : start + BLOCK])
 
 
-def build_semantic(run: Run, executor: Executor, settings: SemanticSettings) -> Artifact:
-    """Compare all images, when any embedding or the view `base` changed; columns `semantic_copy_of` and `similarity` by pair."""
-    embeddings, base = run.embeddings.require("make embeddings"), run.view("base")
-    view = base if base.is_complete() else None
-    made_from = {"embeddings": embeddings.digest(), "base": view.digest() if view else "none"}
+@dataclass(frozen=True)
+class SemanticWork:
+    """The part of the cache whose pairs get a row, and what the comparison of all images found."""
+
+    path: Path
+    copies: Path
+
+
+def build_semantic(run: Run, settings: SemanticSettings, cached: Sequence[CachePart], executor: Executor) -> Artifact:
+    """Compare all images, when any embedding or the view `base` changed; columns `semantic_copy_of` and `similarity` by pair.
+
+    Raises UserError when the view `base` is there and stale."""
+    view = Lineage(run).require("views/base") if run.view("base").is_complete() else None
+    inputs = [Input("embeddings", run.embeddings.digest())]
+    inputs += [Input("views/base", view.digest())] if view else []
     shaping = settings.model_dump(mode="json") | {"seed": run.seed}
-    work = run.scratch / f"semantic-{fingerprint([STAGE_VERSION, shaping, made_from])[:16]}"
-    parts = [
-        PartSpec(part.name, made_from, {**part.payload, "copies": str(work / "copies.parquet")})
-        for part in cache_parts(embeddings)
-    ]
-
-    def finish(folder: Path, _: list[Receipt]) -> list[str]:
-        publish_json(folder / "images.json", read_json(work / "images.json", "what the comparison of images found"))
-        return ["images.json"]
-
+    found = run.scratch / f"semantic-{fingerprint([STAGE_VERSION, shaping, [one.digest for one in inputs]])[:16]}"
+    parts = [PartSpec(p.name, tuple(inputs), SemanticWork(p.path, found / COPIES_FILE)) for p in cached]
+    finish = partial(_keep_facts, found=found)
     stage = Stage(
         "scores-semantic", STAGE_VERSION, run.scores("semantic").folder, shaping, parts, semantic_part, finish
     )
-    if not _is_fresh(stage):
-        compare_images(EmbeddingReader(embeddings, view, vectors=("image",)), settings, run.seed, work)
+    if not stands(stage):
+        compare_images(EmbeddingReader(run.embeddings, view, vectors=("image",)), settings, run.seed, found)
     artifact = run_stage(stage, executor, run.logs)
-    shutil.rmtree(work, ignore_errors=True)
+    shutil.rmtree(found, ignore_errors=True)
     return artifact
 
 
-def _is_fresh(stage: Stage) -> bool:
-    """Whether the artifact stands as the stage would make it: then the images need no comparing."""
-    artifact, plan = Artifact(stage.folder), stage.plan
-
-    def stands(part: PartSpec) -> bool:
-        receipt = artifact.standing(part.name)
-        if receipt is None or receipt.fingerprint != plan.fingerprint_of(part):
-            return False
-        return lost_file(stage.folder, receipt.files) is None
-
-    if not artifact.is_complete() or lost_file(stage.folder, artifact.manifest()["files"]):
-        return False
-    return all(stands(part) for part in plan.parts)
+def _keep_facts(folder: Path, _: Sequence[Receipt], found: Path) -> list[str]:
+    publish_json(folder / FACTS_FILE, read_json(found / FACTS_FILE, "what the comparison of images found"))
+    return [FACTS_FILE]
 
 
-def compare_images(reader: EmbeddingReader, settings: SemanticSettings, seed: int, work: Path) -> None:
-    """Write `copies.parquet` (key, semantic_copy_of, similarity; by key) and `images.json` (counts, method, recall) into `work`,
+def compare_images(reader: EmbeddingReader, settings: SemanticSettings, seed: int, folder: Path) -> None:
+    """Write `copies.parquet` (key, semantic_copy_of, similarity; by key) and `images.json` (counts, method, recall) into `folder`,
     where they stand for as long as their inputs do."""
-    if (work / "images.json").is_file():
+    if (folder / FACTS_FILE).is_file():
         return
     images = rank_images(reader)
     exact = len(images) <= settings.exact_up_to
@@ -127,9 +122,9 @@ def compare_images(reader: EmbeddingReader, settings: SemanticSettings, seed: in
         "method": "exact" if exact else "index",
     }  # fmt: skip
     facts |= {"recall": 1.0} if exact else index_recall(images, copies, settings.threshold, seed)
-    work.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, work / "copies.parquet")
-    publish_json(work / "images.json", facts)
+    folder.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, folder / COPIES_FILE)
+    publish_json(folder / FACTS_FILE, facts)
 
 
 def rank_images(reader: EmbeddingReader) -> Images:
@@ -165,8 +160,8 @@ def index_recall(images: Images, copies: Copies, threshold: float, seed: int) ->
 
 
 def semantic_part(spec: PartSpec, attempt: Path) -> dict[str, int]:
-    pairs = pq.read_table(spec.payload["path"], columns=["key", "caption_index"]).replace_schema_metadata(None)
-    copies = pq.read_table(spec.payload["copies"])
+    pairs = pq.read_table(spec.work.path, columns=["key", "caption_index"]).replace_schema_metadata(None)
+    copies = pq.read_table(spec.work.copies)
     place = pd.Index(copies["key"].to_pandas()).get_indexer(pairs["key"].to_pandas())
     known = place >= 0
     at = pa.array(place, mask=~known)

@@ -10,6 +10,7 @@ Heads over one 64-dimensional feature, which is also the feature of `fd[attribut
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,12 @@ from torch.nn import functional as F
 
 from data.pipeline.artifacts import canonical_json, fingerprint, sha256_file
 from data.pipeline.progress import progress
+from data.pipeline.stage import Input
+from eval.extract.extractor import Arrays, FeatureSpace
 from eval.settings import AttributeSettings
 
 FEATURES = 64
-SCENE = ("background", "texture")
+FEATURE, LOGITS = "feature", "logits/"
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 
 
@@ -106,6 +109,37 @@ class AttributeClassifier:
         return torch.cat([p[0] for p in parts]).numpy(), logits
 
 
+@dataclass(frozen=True)
+class AttributeExtractor:
+    """The classifier in `folder` (whose artifact has `digest`): its 64-dimensional `feature`, and `logits/<head>` of every head."""
+
+    folder: Path
+    digest: str
+    name = "attributes"
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        return (Input("eval/attributes", self.digest),)
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return {}
+
+    @property
+    def spaces(self) -> tuple[FeatureSpace, ...]:
+        return (FeatureSpace(FEATURE, self.name, "fd"),)
+
+    def extract(self, images: NDArray[np.uint8]) -> Arrays:
+        features, logits = _loaded(self.folder, self.digest).run(images)
+        return {FEATURE: features} | {f"{LOGITS}{name}": values for name, values in logits.items()}
+
+
+@lru_cache(maxsize=1)
+def _loaded(folder: Path, digest: str) -> AttributeClassifier:
+    """Once in each process, and anew for another `digest`."""
+    return load_classifier(folder)
+
+
 def to_input(images: NDArray[np.uint8]) -> Tensor:
     """uint8 (n, h, w, 3) -> float32 (n, 3, h, w) in [-1, 1]."""
     return torch.from_numpy(images.astype(np.float32)).permute(0, 3, 1, 2).contiguous() / 127.5 - 1
@@ -163,9 +197,14 @@ def save_classifier(
     (folder / CONFIG_FILE).write_bytes(canonical_json(config))
 
 
-def load_classifier(folder: Path) -> AttributeClassifier:
+def read_vocabulary(folder: Path) -> Vocabulary:
+    """What a saved classifier's heads are about."""
     config = json.loads((folder / CONFIG_FILE).read_bytes())
-    vocabulary = Vocabulary(config["scene"], config["objects"])
+    return Vocabulary(config["scene"], config["objects"])
+
+
+def load_classifier(folder: Path) -> AttributeClassifier:
+    config, vocabulary = json.loads((folder / CONFIG_FILE).read_bytes()), read_vocabulary(folder)
     network = Network({name: len(values) for name, values in vocabulary.heads.items()}, config["width"])
     network.load_state_dict(load_file(folder / WEIGHTS_FILE), strict=True)
     identity = fingerprint([config, sha256_file(folder / WEIGHTS_FILE)])

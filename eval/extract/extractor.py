@@ -1,44 +1,45 @@
-"""Feature extractors: what turns images into the vectors that metrics are computed from.
+"""Feature extractors: what turns images into the named arrays that metrics are computed from.
 
-Each does its own resizing from the images' own side, so real and generated images of one side are treated alike.
+Each does its own resizing from the images' own side, so real and generated images of one side are treated alike. An extractor is a
+small frozen value that says where its network is; the network is loaded in the process that extracts, once.
 """
 
-from typing import Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.extract.attributes import AttributeClassifier
+from data.pipeline.stage import Input
 
-ATTRIBUTES = "attributes"
+Arrays = Mapping[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class FeatureSpace:
+    """One of an extractor's arrays, (n, d), in which Frechet distances are measured under the name of `family`.
+
+    `label` tells it from other spaces; `warnings` hold for every number of generated images that rests on it."""
+
+    array: str
+    label: str
+    family: str
+    warnings: tuple[str, ...] = ()
 
 
 class Extractor(Protocol):
-    """`name` says which (a folder name), `metric` how a Frechet distance on it is called, `identity` decides its features."""
+    """`name` says which (a folder name). `inputs` and `settings` (JSON types) decide what it gives for the same images."""
 
-    name: str
-    metric: str
-    identity: str
+    @property
+    def name(self) -> str: ...
+    @property
+    def inputs(self) -> tuple[Input, ...]: ...
+    @property
+    def settings(self) -> Mapping[str, Any]: ...
+    @property
+    def spaces(self) -> tuple[FeatureSpace, ...]: ...
 
-    def extract(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """uint8 (n, h, w, 3) -> float32 (n, d)."""
+    def extract(self, images: NDArray[np.uint8]) -> Arrays:
+        """uint8 (n, h, w, 3) -> float32 (n, d) by name."""
         ...
-
-
-class AttributeExtractor:
-    """The classifier's feature, and behind it the logits of every head: `split` takes them apart."""
-
-    def __init__(self, classifier: AttributeClassifier) -> None:
-        self.classifier = classifier
-        self.name, self.identity, self.metric = ATTRIBUTES, classifier.identity, f"fd[{ATTRIBUTES}]"
-
-    def extract(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        features, logits = self.classifier.run(images)
-        return np.concatenate([features, *(logits[name] for name in self.classifier.vocabulary.heads)], axis=1)
-
-    def split(self, extracted: NDArray[np.float32]) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float32]]]:
-        """(n, d) as `extract` gives it -> features (n, f), logits of each head (n, values)."""
-        heads = self.classifier.vocabulary.heads
-        sizes = [len(values) for values in heads.values()]
-        feature, *logits = np.split(extracted, np.cumsum([extracted.shape[1] - sum(sizes), *sizes[:-1]]), axis=1)
-        return feature, dict(zip(heads, logits, strict=True))

@@ -1,6 +1,7 @@
-"""The features stage: each image set through each extractor once, cached by what it was made from."""
+"""The features stage: each image set through each extractor once, in `eval/features/<extractor>/<image set>/`, on any worker."""
 
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -8,66 +9,143 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from data.pipeline.artifacts import Artifact, PartSpec, fingerprint
-from data.pipeline.executors import InProcess
+from data.pipeline.artifacts import Artifact
 from data.pipeline.run import Run
-from data.pipeline.runner import Stage, run_stage
-from eval.extract.attributes import AttributeClassifier, load_classifier, save_classifier, train_classifier
-from eval.extract.extractor import Extractor
+from data.pipeline.stage import Input, PartSpec, Stage
+from embed.encoding.threads import one_thread
+from eval.extract.attributes import save_classifier, train_classifier
+from eval.extract.clip import ClipExtractor
+from eval.extract.extractor import Arrays, Extractor
 from eval.images import ImageSet
-from eval.real_images import RealImages
-from eval.settings import AttributeSettings
+from eval.prompts import read_prompts
+from eval.real_images import RealSource, read_pixels
+from eval.settings import AttributeSettings, EvalSettings
 
-Features = NDArray[np.float32]
-
-
-def features_of(run: Run, images: ImageSet, extractor: Extractor) -> Features:
-    """Features (n, d) of an image set in its order, computed at most once (`eval/features/<extractor>/<digest>`)."""
-    digest = fingerprint([images.digest, extractor.identity])[:16]
-    part = PartSpec("00000", {"images": images.digest, "extractor": extractor.identity})
-    # Without the set's name: sets of equal images (of different names) share one folder.
-    settings = {"extractor": extractor.name, "identity": extractor.identity}
-    folder = run.folder / "eval" / "features" / extractor.name / digest
-    run_stage(
-        Stage(f"features-{extractor.name}", 1, folder, settings, [part], partial(_extract, images, extractor)),
-        InProcess(),
-        run.logs,
-    )
-    return read_features(Artifact(folder), images.ids)
+FILE = "features.parquet"
+TEXTS = "texts"  # the captions' own features, beside those of images
+CLASSIFIER = "eval/attributes"
 
 
-def _extract(images: ImageSet, extractor: Extractor, spec: PartSpec, attempt: Path) -> dict[str, int]:
-    found = extractor.extract(images.load())
-    assert len(found) == len(images.ids), f"{extractor.name} gave {len(found)} vectors for {len(images.ids)} images"
-    vectors = pa.FixedSizeListArray.from_arrays(pa.array(found.reshape(-1), pa.float32()), found.shape[1])
-    table = pa.table({"image_id": pa.array(images.ids, pa.string()), "feature": vectors})
-    pq.write_table(table, attempt / "features.parquet", compression="zstd")
-    return {"images": len(found)}
+@dataclass(frozen=True)
+class Features:
+    """Named arrays (n, ...) of n images, with their ids and the captions that they belong to."""
+
+    ids: list[str]
+    groups: list[str]
+    arrays: Mapping[str, NDArray[np.float32]]
 
 
-def read_features(artifact: Artifact, ids: list[str]) -> Features:
-    """float32 (n, d), one row an id, in the order of `ids`."""
-    table = pq.read_table(artifact.folder / "features.parquet")
-    column = table["feature"].combine_chunks()
-    matrix = column.flatten().to_numpy().reshape(len(table), column.type.list_size)
-    row_of = {image_id: row for row, image_id in enumerate(table["image_id"].to_pylist())}
-    return matrix[[row_of[image_id] for image_id in ids]]
+@dataclass(frozen=True)
+class FeaturesWork:
+    """An image set through an extractor."""
+
+    images: ImageSet
+    extractor: Extractor
 
 
-def trained_classifier(run: Run, real: RealImages, settings: AttributeSettings, side: int) -> AttributeClassifier:
-    """The run's attribute classifier (`eval/attributes`), trained on real training scenes unless it stands already."""
+@dataclass(frozen=True)
+class TextsWork:
+    """The captions of a prompt set through the CLIP."""
+
+    prompts: Path
+    clip: ClipExtractor
+
+
+@dataclass(frozen=True)
+class ClassifierWork:
+    """The attribute classifier's training."""
+
+    real: RealSource
+    settings: AttributeSettings
+    side: int
+    seed: int
+
+
+def features_folder(extractor: Extractor, name: str) -> str:
+    """Of an image set (or TEXTS), relative to the run's folder."""
+    return f"eval/features/{extractor.name}/{name}"
+
+
+def features_stage(run: Run, images: ImageSet, extractor: Extractor) -> Stage:
+    """One part. The images decide, and the network that sees them."""
+    part = PartSpec("00000", (*images.inputs, *extractor.inputs), FeaturesWork(images, extractor))
+    folder = run.folder / features_folder(extractor, images.name)
+    settings = {"extractor": extractor.name, **extractor.settings}
+    return Stage(f"features-{extractor.name}-{images.name}", 1, folder, settings, [part], extract_images)
+
+
+def extract_images(spec: PartSpec, attempt: Path) -> dict[str, int]:
+    """Load an image set and write its features, on one torch thread."""
+    work: FeaturesWork = spec.work
+    images = work.images.load()
+    with one_thread():
+        found = work.extractor.extract(images.pixels)
+    write_features(attempt / FILE, Features(images.ids, images.groups, found))
+    return {"images": len(images.ids)}
+
+
+def texts_stage(run: Run, prompts: Artifact, clip: ClipExtractor) -> Stage:
+    """The features of a prompt set's captions, one part."""
+    name = prompts.folder.relative_to(run.folder).as_posix()
+    part = PartSpec("00000", (Input(name, prompts.digest()), *clip.inputs), TextsWork(prompts.folder, clip))
+    folder = run.folder / features_folder(clip, TEXTS)
+    return Stage(f"features-{clip.name}-{TEXTS}", 1, folder, {"extractor": clip.name}, [part], extract_texts)
+
+
+def extract_texts(spec: PartSpec, attempt: Path) -> dict[str, int]:
+    """Write the features of a prompt set's captions, on one torch thread."""
+    work: TextsWork = spec.work
+    prompts = read_prompts(Artifact(work.prompts))
+    with one_thread():
+        found = work.clip.extract_texts([p.caption for p in prompts])
+    ids = [p.prompt_id for p in prompts]
+    write_features(attempt / FILE, Features(ids, ids, found))
+    return {"captions": len(ids)}
+
+
+def write_features(path: Path, features: Features) -> None:
+    """Columns image_id, group, and one of vectors for each array."""
+    columns: dict[str, pa.Array] = {
+        "image_id": pa.array(features.ids, pa.string()),
+        "group": pa.array(features.groups, pa.string()),
+    }
+    for name, array in features.arrays.items():
+        assert len(array) == len(features.ids), f"{name} has {len(array)} rows for {len(features.ids)} images"
+        flat = pa.array(array.reshape(-1), pa.float32())
+        columns[name] = pa.FixedSizeListArray.from_arrays(flat, array.shape[1])
+    pq.write_table(pa.table(columns), path, compression="zstd")
+
+
+def read_features(folder: Path) -> Features:
+    """The features of a complete folder."""
+    table = pq.read_table(folder / FILE)
+    return Features(table["image_id"].to_pylist(), table["group"].to_pylist(), _arrays(table))
+
+
+def _arrays(table: pa.Table) -> Arrays:
+    found = {}
+    for name in table.column_names:
+        if name not in ("image_id", "group"):
+            column = table[name].combine_chunks()
+            found[name] = column.flatten().to_numpy().reshape(len(table), column.type.list_size)
+    return found
+
+
+def classifier_stage(run: Run, side: int) -> Stage:
+    """The run's attribute classifier, trained on real training scenes of `side` pixels, one part."""
+    real, settings = RealSource.of(run), run.config[EvalSettings].attributes
     chosen = settings.model_dump(mode="json") | {"side": side, "seed": run.seed}
-    make = partial(_train, real, settings, side, run.seed)
-    part = PartSpec("model", {"dataset and view": real.digest})
-    folder = run.folder / "eval" / "attributes"
-    run_stage(Stage("attribute-classifier", 1, folder, chosen, [part], make, unit="models"), InProcess(), run.logs)
-    return load_classifier(folder)
+    part = PartSpec("model", real.inputs, ClassifierWork(real, settings, side, run.seed))
+    return Stage("attribute-classifier", 1, run.folder / CLASSIFIER, chosen, [part], train_attributes, unit="models")
 
 
-def _train(
-    real: RealImages, settings: AttributeSettings, side: int, seed: int, spec: PartSpec, attempt: Path
-) -> dict[str, int]:
-    keys = real.train(seed, "attributes")[: settings.scenes]
-    network, vocabulary = train_classifier(real.pixels(keys, side), [real.truth(key) for key in keys], settings, seed)
-    save_classifier(attempt, network, vocabulary, side, settings)
+def train_attributes(spec: PartSpec, attempt: Path) -> dict[str, int]:
+    """Train and save the classifier, on one torch thread."""
+    work: ClassifierWork = spec.work
+    real = work.real.open()
+    keys = real.train(work.seed, "attributes")[: work.settings.scenes]
+    pixels, truths = read_pixels(real.reader, keys, work.side), [real.truth(key) for key in keys]
+    with one_thread():
+        network, vocabulary = train_classifier(pixels, truths, work.settings, work.seed)
+    save_classifier(attempt, network, vocabulary, work.side, work.settings)
     return {"scenes": len(keys)}

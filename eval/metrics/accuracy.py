@@ -1,6 +1,6 @@
 """Does an image show what its caption names? Pure functions over a classifier's logits. Only named attributes are judged."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import comb
 from typing import Any
@@ -8,10 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data.pipeline.errors import UserError
+from data.pipeline.errors import Code, UserError
+from eval.metrics.metric import ONE_OBJECT, TWO_OBJECTS, Measured
+from eval.metrics.subject import Found, Subject
+from eval.statistics import bootstrap
 
 Logits = Mapping[str, NDArray[np.floating]]
 JOINT = ("colour", "background")
+ALL_ALIKE = "all right or all wrong: Wilson's interval over captions"
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,27 @@ class Judged:
     rows: NDArray[np.intp]
     right: NDArray[np.bool_]
     chance: NDArray[np.float64]
+
+
+def measure_accuracy(subject: Subject) -> Iterator[Found]:
+    """Accuracy of every named attribute, captions of one object apart from those of two."""
+    judge = subject.attributes
+    if judge is None:
+        return
+    named = [subject.named[group] for group in subject.groups]
+    one = judge_one_object(judge.logits, judge.vocabulary, named)
+    two = judge_two_objects(judge.logits, judge.vocabulary, named, judge.scene)
+    for scope, judged in ((ONE_OBJECT, one), (TWO_OBJECTS, two)):
+        for attribute, found in judged.items():
+            yield Found(_accuracy(found, subject), judge.label, attribute, scope)
+
+
+def _accuracy(judged: Judged, subject: Subject) -> Measured:
+    of = subject.groups[judged.rows]
+    estimate = bootstrap.proportion(judged.right, of, subject.draws)
+    own = (ALL_ALIKE,) if estimate.value in (0, 1) else ()
+    chance = float(judged.chance.mean())
+    return Measured(estimate, len(np.unique(of)), len(of), own_warnings=own, chance=chance)
 
 
 def judge_one_object(
@@ -72,8 +97,8 @@ def _index(values: Sequence[str], attribute: str, value: str) -> int:
     if value not in values:
         raise UserError(
             f"a caption names the {attribute} {value!r}, which none of the attribute classifier's training scenes has "
-            f"(they have {', '.join(values)}); use a larger dataset, or a larger eval.attributes.scenes"
-        )
+            f"(they have {', '.join(values)}); use a larger dataset, or a larger eval.attributes.scenes", Code.EMPTY,
+        )  # fmt: skip
     return values.index(value)
 
 

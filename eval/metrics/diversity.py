@@ -1,7 +1,24 @@
 """How different the images of one caption are (the automatic companion of the paper's third question to people)."""
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
+
+from eval.metrics.metric import Measured
+from eval.metrics.subject import Found, Subject
+from eval.statistics import bootstrap
+
+
+def measure_diversity(subject: Subject) -> Iterator[Found]:
+    """The mean over captions with at least two images; nothing where there is none."""
+    judge = subject.clip
+    if judge is None:
+        return
+    values, captions = within_caption_diversity(judge.images, subject.groups)
+    if len(values):
+        estimate = bootstrap.mean(values, captions, subject.draws)
+        yield Found(Measured(estimate, len(captions), len(judge.images), judge.warnings), judge.label)
 
 
 def within_caption_diversity(

@@ -1,56 +1,56 @@
-"""Frechet distance between Gaussians fitted to two sets of features: float64, symmetric, never an imaginary part.
+"""Frechet distances between a set of images and real reference images, in every feature space that a judge offers.
 
     FD = |mu_1 - mu_2|^2 + tr S_1 + tr S_2 - 2 tr (S_1 S_2)^(1/2)
 
-With any factor F F^T = S the last trace is the nuclear norm of F_1^T F_2. So one formula serves both routes: with fewer
-samples than dimensions the centred samples themselves are an exact low-rank factor; otherwise the covariance's eigenvectors are.
+float64, symmetric, never an imaginary part: with any factor F F^T = S the last trace is the nuclear norm of F_1^T F_2.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from data.pipeline.errors import UserError
-from eval.statistics.moments import Floats, Moments, _matrix
+from eval.metrics.gaussian import Gaussian
+from eval.metrics.metric import Measured
+from eval.metrics.subject import Found, Space, Subject
+from eval.statistics import intervals
+from eval.statistics.moments import Floats, as_matrix
 
 ENOUGH_SAMPLES = 10_000
 EXACT_RANK = 1024
-BIASED = "biased upward"
 
 
-@dataclass(frozen=True)
-class Gaussian:
-    """Mean (d,) and a factor (d, r) of the covariance."""
+def measure_fd(subject: Subject) -> Iterator[Found]:
+    """In the spaces of the run's own judges."""
+    yield from _distances(subject, "fd")
 
-    mean: Floats
-    factor: Floats
 
-    @classmethod
-    def fit(cls, features: ArrayLike) -> "Gaussian":
-        """features (n, d). Raises UserError for fewer than two samples or values that are not finite."""
-        x = _matrix(features)
-        if len(x) < 2:
-            raise UserError(f"a Frechet distance needs at least 2 images a side, got {len(x)}")
-        if len(x) <= x.shape[1]:
-            mean = x.mean(axis=0)
-            return cls(mean, (x - mean).T / np.sqrt(len(x) - 1))
-        return cls.of_moments(Moments.of(x))
+def measure_fid(subject: Subject) -> Iterator[Found]:
+    """In Inception's space, where its weights are given."""
+    yield from _distances(subject, "fid")
 
-    @classmethod
-    def of_moments(cls, moments: Moments) -> "Gaussian":
-        return cls.of_covariance(moments.mean, moments.covariance)
 
-    @classmethod
-    def of_covariance(cls, mean: ArrayLike, covariance: ArrayLike) -> "Gaussian":
-        """Rounding may leave a covariance's eigenvalues a little below zero; they count as zero."""
-        values, vectors = np.linalg.eigh(np.asarray(covariance, dtype=np.float64))
-        return cls(np.asarray(mean, dtype=np.float64), vectors * np.sqrt(np.clip(values, 0, None)))
+def _distances(subject: Subject, family: str) -> Iterator[Found]:
+    for space in subject.spaces:
+        if space.family == family:
+            yield Found(distance(space, subject.groups, subject.draws), space.label)
 
-    @property
-    def variance(self) -> float:
-        """tr S."""
-        return float(np.sum(self.factor**2))
+
+def distance(space: Space, groups: NDArray[np.intp], draws: NDArray[np.int64]) -> Measured:
+    """Frechet distance of a space's features (n, d) to its reference, clamped at 0; the raw value is named where the clamp
+    changed it."""
+    features = space.features
+    raw = frechet_distance(Gaussian.fit(features), space.reference)
+    estimate = intervals.centred(raw, frechet_draws(features, groups, draws, space.reference), floor=0.0)
+    bias = small_n_warning(len(features), space.references, features.shape[1])
+    own = []
+    if bias is not None:
+        own.append(f"resampling puts the bias of the images' side at {np.mean(estimate.draws) - raw:+.3g}")
+    if raw < 0:
+        own.append(f"raw value {raw:.3g}, below 0 by rounding")
+    shared = (*([bias] if bias is not None else []), *space.warnings)
+    return Measured(estimate, len(np.unique(groups)), len(features), shared, tuple(own))
 
 
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
@@ -68,7 +68,7 @@ def frechet_draws(
     `groups` (n,) is each sample's caption, `weights` (draws, captions) how often each caption was drawn. The reference's
     own sampling is not part of the spread. Cost: one k x k eigvalsh a draw, k = min(n, rank of the reference).
     """
-    x = _matrix(features) - reference.mean
+    x = as_matrix(features) - reference.mean
     z = x @ reference.factor
     if z.shape[1] > len(z):
         # The resampled covariance lives in the row space of z: turn it to as few coordinates as there are samples.
@@ -91,7 +91,7 @@ def small_n_warning(n: int, m: int, d: int) -> str | None:
     if smallest >= enough:
         return None
     return (
-        f"{BIASED}: {n} images against {m} references in {d} dimensions (below {enough}); "
+        f"biased upward: {n} images against {m} references in {d} dimensions (below {enough}); "
         "compare only with distances at the same n and references"
     )
 

@@ -21,7 +21,7 @@ class Moments:
     @classmethod
     def of(cls, features: ArrayLike) -> "Moments":
         """features (n, d), n >= 1, any float type."""
-        x = _matrix(features)
+        x = as_matrix(features)
         mean = x.mean(axis=0)
         return cls(len(x), mean, (x - mean).T @ (x - mean))
 
@@ -31,7 +31,8 @@ class Moments:
         return self.m2 / (self.n - 1)
 
 
-def _matrix(features: ArrayLike) -> Floats:
+def as_matrix(features: ArrayLike) -> Floats:
+    """features (n, d), n >= 1, as float64. Raises UserError for another shape, or values that are not finite."""
     x = np.asarray(features, dtype=np.float64)
     if x.ndim != 2 or not len(x):
         raise UserError(f"features must be a matrix (n, d) with n >= 1, got shape {x.shape}")

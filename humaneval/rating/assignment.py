@@ -24,6 +24,8 @@ class Shown:
 
 @dataclass(frozen=True)
 class Assigned:
+    """A question chosen for a rater, and the tokens of the images on its sides."""
+
     question: str
     left_image: str
     right_image: str
@@ -42,20 +44,20 @@ def choose_next(study: Study, rater: str, shown: Sequence[Shown], per_kind: int)
 
 def _assign(study: Study, rater: str, shown: Sequence[Shown], fresh: Sequence[Question]) -> Assigned:
     asked = Counter(s.question for s in shown)
-    # +1 where system a stood left, -1 where it stood right.
-    tilt: Counter[str] = Counter()
-    rater_tilt = 0
+    # How many times more system a stood left than right: for each question, and for this rater.
+    surplus: Counter[str] = Counter()
+    rater_surplus = 0
     for s in shown:
         side = 1 if study.arm(s.left_image) == "a" else -1
-        tilt[s.question] += side
-        rater_tilt += side if s.rater == rater else 0
+        surplus[s.question] += side
+        rater_surplus += side if s.rater == rater else 0
 
     def rank(question: Question) -> tuple[int, bool, str]:
-        worsens = tilt[question.id] * rater_tilt < 0  # evening the question out would tilt the rater further
+        worsens = surplus[question.id] * rater_surplus < 0  # evening the question out would add to the rater's surplus
         return asked[question.id], worsens, _hash(study, rater, question)
 
     question = min(fresh, key=rank)
-    need = tilt[question.id] or rater_tilt or (1 if int(_hash(study, rater, question), 16) % 2 else -1)
+    need = surplus[question.id] or rater_surplus or (1 if int(_hash(study, rater, question), 16) % 2 else -1)
     return _with_sides(study, question, a_left=need < 0)
 
 

@@ -67,6 +67,7 @@ RATINGS = Table(
 
 
 def database_url(run: Run, settings: HumanevalSettings) -> str:
+    """SQLAlchemy URL of the run's ratings."""
     return settings.database or f"sqlite:///{(run.folder / 'humaneval' / 'ratings.sqlite').resolve()}"
 
 
@@ -87,9 +88,7 @@ def open_database(url: str) -> Engine:
             Path(url.removeprefix(SQLITE)).parent.mkdir(parents=True, exist_ok=True)
         engine = create_engine(url)
         if engine.dialect.name not in LOCK:
-            raise UserError(
-                f"humaneval.database: {engine.dialect.name} is not supported; use {' or '.join(LOCK)}"
-            )
+            raise UserError(f"humaneval.database: {engine.dialect.name} is not supported; use {' or '.join(LOCK)}")
         if engine.dialect.name == "sqlite":
             event.listen(engine, "connect", _configure_sqlite)
         with writing(engine) as connection:

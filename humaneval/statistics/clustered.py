@@ -1,4 +1,4 @@
-"""Intervals that know that answers about one prompt, and of one rater, hang together."""
+"""Intervals for answers that are not independent: several about one question, several by one rater."""
 
 from collections.abc import Sequence
 from math import sqrt
@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
-from humaneval.statistics.rates import Interval
+from humaneval.statistics.rates import Interval, at_least_one
 
 
 def two_way_clustered_interval(
@@ -21,7 +21,7 @@ def two_way_clustered_interval(
     a single rater: how much raters differ cannot be seen in one of them.
     """
     values = np.asarray(scores, dtype=np.float64)
-    _positive(len(values))
+    at_least_one(len(values))
     by_question, by_rater = _codes(questions), _codes(raters)
     groups = min(by_question.max(), by_rater.max()) + 1
     if groups < 2:
@@ -43,9 +43,3 @@ def _clustered_variance(residuals: NDArray[np.float64], codes: NDArray[np.int64]
 def _codes(labels: Sequence[str]) -> NDArray[np.int64]:
     codes: NDArray[np.int64] = np.unique(np.asarray(labels), return_inverse=True)[1]
     return codes
-
-
-def _positive(n: int) -> int:
-    if n < 1:
-        raise ValueError(f"statistics need at least one answer, got {n}")
-    return n

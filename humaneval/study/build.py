@@ -1,74 +1,103 @@
-"""Making a study from both systems' samples: draw the questions, make the images, then write what is asked and the key."""
+"""Making a study from both systems' generated images: draw the questions, make the images, then write what is asked and the key."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data.generations import find_samples
-from data.pipeline.artifacts import Artifact, PartSpec, Receipt, canonical_json, fingerprint, publish_bytes
+from data.generations import find_generations
+from data.pipeline.artifacts import Artifact, Receipt, canonical_json, publish_bytes
 from data.pipeline.config import Config
-from data.pipeline.errors import UserError
+from data.pipeline.errors import Code, UserError
 from data.pipeline.executors import Executor
+from data.pipeline.lineage import Lineage
 from data.pipeline.run import Run
-from data.pipeline.runner import Stage, run_stage
-from humaneval.settings import HumanevalSettings
+from data.pipeline.runner import run_stage
+from data.pipeline.stage import Input, PartSpec, Stage
+from humaneval.settings import KINDS, Arm, HumanevalSettings, compared
 from humaneval.study.draft import DraftImage, DraftQuestion, Naming, Source, draw_questions
 from humaneval.study.images import check_png, compose_grid
 from humaneval.study.study import FOLDER, FORMAT
-from humaneval.study.wording import KINDS, wording
+from humaneval.study.wording import wording
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 QUESTIONS_PER_PART = 50
+Pair = tuple[DraftImage, DraftImage]
+
+
+@dataclass(frozen=True)
+class MakeImages:
+    """The images of one part: of each question two."""
+
+    pairs: tuple[Pair, ...]
 
 
 def build_study(run: Run, config: Config, executor: Executor, precious: bool) -> Artifact:
     """Make the study of a run. A `precious` one (people have rated it) is never replaced.
 
-    Raises UserError for missing samples, different prompts, and images whose size or metadata would tell their system.
+    Raises UserError for generated images that are missing or stale, different prompts, and images whose size or metadata would
+    tell their system.
     """
-    settings = config[HumanevalSettings]
-    draft = draft_study(run, settings)
+    settings, arms = config[HumanevalSettings], compared(config)
+    if arms is None:
+        raise UserError("a study compares two systems, and [systems] has fewer; add a row")
+    sources = _sources(run, settings, arms)
+    draft = draft_study(run.seed, settings, sources)
     stage = Stage(
-        "study", STAGE_VERSION, run.folder / FOLDER, _shaping(run, settings), _parts(draft), make_images,
-        finish=partial(_finish, draft=draft, systems=_systems(settings)), precious=precious,
+        "study", STAGE_VERSION, run.folder / FOLDER, _shaping(run.seed, settings, arms), _parts(run, draft, sources), make_images,
+        finish=partial(_finish, draft=draft, systems=_systems(arms)), precious=precious,
     )  # fmt: skip
     return run_stage(stage, executor, run.logs)
 
 
-def draft_study(run: Run, settings: HumanevalSettings) -> list[DraftQuestion]:
-    """The questions of all kinds, their images still to be made."""
-    pairs = _sources(run, settings, settings.prompt_set, ("photorealism", "caption_similarity"))
-    grids = _sources(run, settings, settings.grid_prompt_set, ("diversity",))
-    name = Naming(run.seed, [*pairs, *grids])
+def draft_study(
+    seed: int, settings: HumanevalSettings, sources: dict[str, tuple[Source, Source]]
+) -> list[DraftQuestion]:
+    """The questions of all kinds, their images still to be made. `sources` are both systems' images by prompt set.
+
+    Raises UserError when no question is asked, and as `draw_questions`.
+    """
+    if not sources:
+        raise UserError("humaneval.questions asks for no question of any kind; ask for at least one", Code.EMPTY)
+    name = Naming(seed, [source for pair in sources.values() for source in pair])
     draft: list[DraftQuestion] = []
     for kind in KINDS:
-        count, sources = getattr(settings.questions, kind), grids if kind == "diversity" else pairs
-        if sources:
-            draft += draw_questions(kind, count, sources[0], sources[1], name)
-    if not draft:
-        raise UserError("humaneval.questions asks for no question of any kind; ask for at least one")
+        for prompt_set, (a, b) in sources.items():
+            if kind in settings.kinds_of(prompt_set):
+                draft += draw_questions(kind, getattr(settings.questions, kind), a, b, name)
     return draft
 
 
-def _sources(run: Run, settings: HumanevalSettings, prompt_set: str, kinds: Sequence[str]) -> list[Source]:
-    """Samples of system a and b; none when no question of these kinds is asked."""
-    if all(getattr(settings.questions, kind) == 0 for kind in kinds):
-        return []
-    arms = {"a": settings.system_a, "b": settings.system_b}
-    return [Source.read(arm, find_samples(run.folder, s.name, prompt_set, s.guidance)) for arm, s in arms.items()]
+def _sources(run: Run, settings: HumanevalSettings, arms: tuple[Arm, Arm]) -> dict[str, tuple[Source, Source]]:
+    """Images of system a and b by prompt set, where questions are asked about it. Raises UserError where they are missing or stale."""
+    lineage = Lineage(run)
+
+    def read(label: str, arm: Arm, prompt_set: str) -> Source:
+        found = find_generations(run.folder, arm.name, prompt_set, arm.guidance)
+        return Source.read(label, lineage.require(_name(run, found)))
+
+    asked = [s for s in dict.fromkeys((settings.prompt_set, settings.grid_prompt_set)) if settings.kinds_of(s)]
+    return {name: (read("a", arms[0], name), read("b", arms[1], name)) for name in asked}
 
 
-def _shaping(run: Run, settings: HumanevalSettings) -> dict[str, Any]:
-    return {"seed": run.seed} | settings.model_dump(
-        mode="json", exclude=set(HumanevalSettings.volatile), exclude_none=True
+def _name(run: Run, artifact: Artifact) -> str:
+    """What the run calls an artifact: its folder in the run."""
+    return artifact.folder.relative_to(run.folder).as_posix()
+
+
+def _shaping(seed: int, settings: HumanevalSettings, arms: tuple[Arm, Arm]) -> dict[str, Any]:
+    """All that decides a study besides the generated images: a change of any of it is another study."""
+    chosen = settings.model_dump(
+        mode="json", exclude={*HumanevalSettings.volatile, "system_a", "system_b"}, exclude_none=True
     )
+    return {"seed": seed, "systems": _systems(arms), "wording": wording()} | chosen
 
 
-def _systems(settings: HumanevalSettings) -> dict[str, dict[str, Any]]:
+def _systems(arms: tuple[Arm, Arm]) -> dict[str, dict[str, Any]]:
     """Arms with the label that results show: the name, with the guidance where names alone do not differ."""
-    a, b = settings.system_a, settings.system_b
+    a, b = arms
     label = "{0}" if a.name != b.name else "{0} at guidance {1:g}"
     return {
         arm: {"label": label.format(s.name, s.guidance), "name": s.name, "guidance": s.guidance}
@@ -76,65 +105,51 @@ def _systems(settings: HumanevalSettings) -> dict[str, dict[str, Any]]:
     }
 
 
-def _parts(draft: list[DraftQuestion]) -> list[PartSpec]:
-    # Every part depends on the whole draft, so that a change anywhere remakes study.json, which `finish` writes.
-    identity = fingerprint([[_public(question) for question in draft], wording()])
+def _parts(run: Run, draft: list[DraftQuestion], sources: dict[str, tuple[Source, Source]]) -> list[PartSpec]:
+    """50 questions a part. Every part depends on all images of both systems, because the opaque names do, and so does study.json."""
+    used: Iterable[Artifact] = [source.artifact for pair in sources.values() for source in pair]
+    inputs = tuple(Input(_name(run, artifact), artifact.digest()) for artifact in used)
     parts = []
     for kind in KINDS:
         of_kind = [question for question in draft if question.kind == kind]
         for i in range(0, len(of_kind), QUESTIONS_PER_PART):
-            batch = of_kind[i : i + QUESTIONS_PER_PART]
-            inputs = {"study": identity, "images": fingerprint([image.sha256 for q in batch for image in q.images])}
-            parts.append(
-                PartSpec(f"{kind}-{i // QUESTIONS_PER_PART:05d}", inputs, {"pairs": [_recipes(q) for q in batch]})
-            )
+            work = MakeImages(tuple(question.images for question in of_kind[i : i + QUESTIONS_PER_PART]))
+            parts.append(PartSpec(f"{kind}-{i // QUESTIONS_PER_PART:05d}", inputs, work))
     return parts
-
-
-def _public(question: DraftQuestion) -> dict[str, Any]:
-    """A question as study.json holds it."""
-    return {
-        "id": question.id,
-        "kind": question.kind,
-        "caption": question.caption,
-        "images": [image.token for image in question.images],
-    }
-
-
-def _recipes(question: DraftQuestion) -> list[dict[str, Any]]:
-    return [{"token": image.token, "paths": image.paths, "sha256": image.sha256} for image in question.images]
 
 
 def make_images(spec: PartSpec, attempt: Path) -> dict[str, int]:
     """Make the images of one part's questions (runs in a worker)."""
+    work: MakeImages = spec.work
     folder = attempt / "images"
     folder.mkdir()
-    for pair in spec.payload["pairs"]:
-        looks: dict[tuple[int, ...], Path] = {}
-        for recipe in pair:
-            _make_image(recipe, folder, looks)
-        if len(looks) > 1:
-            shown = ", ".join(f"{path} {look}" for look, path in sorted(looks.items()))
+    for pair in work.pairs:
+        formats: dict[tuple[int, ...], Path] = {}
+        for image in pair:
+            _make_image(image, folder, formats)
+        if len(formats) > 1:
+            shown = ", ".join(f"{path} {facts}" for facts, path in sorted(formats.items()))
             raise UserError(
                 f"images of one question differ in (width, height, bit depth, colour type): {shown}; "
-                "raters could tell the systems apart by it: sample both at one size"
+                "raters could tell the systems apart by it: generate both at one size"
             )
-    return {"questions": len(spec.payload["pairs"])}
+    return {"questions": len(work.pairs)}
 
 
-def _make_image(recipe: Mapping[str, Any], folder: Path, looks: dict[tuple[int, ...], Path]) -> None:
-    """Copy one file, or compose 16, under the recipe's token; note what the files look like."""
+def _make_image(image: DraftImage, folder: Path, formats: dict[tuple[int, ...], Path]) -> None:
+    """Copy one file, or compose 16, under the image's token. `formats` collects what `check_png` says of the files."""
     contents = []
-    for path, sha256 in zip(map(Path, recipe["paths"]), recipe["sha256"], strict=True):
+    for path, sha256 in zip(image.paths, image.sha256, strict=True):
         content = path.read_bytes() if path.is_file() else b""
         if hashlib.sha256(content).hexdigest() != sha256:
             raise UserError(
-                f"{path} is not the image that its index.parquet recorded; delete {path.parent} and sample again"
+                f"{path} is not the image that its index.parquet recorded; delete {path.parent} and generate again",
+                Code.DAMAGED,
             )
-        looks.setdefault(check_png(content, path), path)
+        formats.setdefault(check_png(content, path), path)
         contents.append(content)
-    image = contents[0] if len(contents) == 1 else compose_grid(contents)
-    (folder / f"{recipe['token']}.png").write_bytes(image)
+    whole = contents[0] if len(contents) == 1 else compose_grid(contents)
+    (folder / f"{image.token}.png").write_bytes(whole)
 
 
 def _finish(folder: Path, receipts: list[Receipt], draft: list[DraftQuestion], systems: dict[str, Any]) -> list[str]:
@@ -159,3 +174,13 @@ def _finish(folder: Path, receipts: list[Receipt], draft: list[DraftQuestion], s
     publish_bytes(folder / "key.json", key)
     publish_bytes(folder / "study.json", canonical_json(study))
     return ["key.json", "study.json"]
+
+
+def _public(question: DraftQuestion) -> dict[str, Any]:
+    """A question as study.json holds it: without what tells the prompt or whose images they are."""
+    return {
+        "id": question.id,
+        "kind": question.kind,
+        "caption": question.caption,
+        "images": [image.token for image in question.images],
+    }

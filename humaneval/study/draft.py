@@ -1,6 +1,6 @@
-"""Drawing a study from two systems' samples: which captions, which samples, under which opaque names.
+"""Drawing a study from two systems' generated images: which captions, which images, under which opaque names.
 
-Everything is a pure function of the samples and the seed. Names are keyed hashes, so neither a name nor an order derived
+Everything is a pure function of the generated images and the seed. Names are keyed hashes, so neither a name nor an order derived
 from names says which system an image is from.
 """
 
@@ -11,16 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.generations import read_samples
+from data.generations import read_generations
 from data.pipeline.artifacts import Artifact, fingerprint
-from data.pipeline.errors import UserError
-from humaneval.study.images import GRID_CELLS
+from data.pipeline.errors import Code, UserError
+from humaneval.settings import GRID_CELLS
 from humaneval.study.wording import CAPTION_SHOWN
 
 
 @dataclass(frozen=True)
 class Source:
-    """One system's samples for one prompt set: rows of `index.parquet` by prompt, then by sample index. `arm` is "a" or "b"."""
+    """One system's generated images for one prompt set: rows of `index.parquet` by prompt, then by `sample_index` (the number of
+    the image among those of its prompt). `arm` is "a" or "b"."""
 
     arm: str
     artifact: Artifact
@@ -29,7 +30,7 @@ class Source:
     @classmethod
     def read(cls, arm: str, artifact: Artifact) -> "Source":
         prompts: dict[str, dict[int, Mapping[str, Any]]] = {}
-        for row in read_samples(artifact).to_pylist():
+        for row in read_generations(artifact).to_pylist():
             prompts.setdefault(row["prompt_id"], {})[row["sample_index"]] = row
         return cls(arm, artifact, prompts)
 
@@ -44,7 +45,7 @@ class DraftImage:
     token: str
     arm: str
     image_ids: tuple[str, ...]
-    paths: tuple[str, ...]
+    paths: tuple[Path, ...]
     sha256: tuple[str, ...]
 
 
@@ -76,7 +77,7 @@ def draw_questions(kind: str, count: int | None, a: Source, b: Source, name: Nam
     wanted = len(prompts) if count is None else count
     if wanted > len(prompts):
         raise UserError(
-            f"humaneval.questions.{kind} = {count}, but {a.artifact.folder} has samples for {len(prompts)} captions; "
+            f"humaneval.questions.{kind} = {count}, but {a.artifact.folder} has images for {len(prompts)} captions; "
             "ask for at most that many"
         )
     chosen = sorted(prompts, key=lambda prompt: name("draw", kind, prompt))[:wanted]
@@ -90,36 +91,42 @@ def _common_prompts(a: Source, b: Source) -> list[str]:
         odd = sorted(p for p in captions_a.keys() | captions_b.keys() if captions_a.get(p) != captions_b.get(p))
         raise UserError(
             f"{a.artifact.folder} and {b.artifact.folder} answer different prompts ({len(odd)} differ, e.g. {odd[0]!r}); "
-            "sample both systems from one prompt set"
+            "generate both systems' images from one prompt set",
+            Code.FOREIGN,
         )
     return sorted(captions_a)
 
 
 def _captions(source: Source) -> dict[str, str]:
-    return {prompt: next(iter(rows.values()))["caption"] for prompt, rows in source.prompts.items()}
+    return {prompt: _caption(source, prompt) for prompt in source.prompts}
+
+
+def _caption(source: Source, prompt: str) -> str:
+    caption: str = next(iter(source.prompts[prompt].values()))["caption"]
+    return caption
 
 
 def _question(kind: str, prompt: str, a: Source, b: Source, name: Naming) -> DraftQuestion:
-    indices = _sample_indices(kind, prompt, a, b, name)
+    indices = _image_indices(kind, prompt, a, b, name)
     pair = [_image(kind, source, [source.prompts[prompt][i] for i in indices], name) for source in (a, b)]
     first, second = sorted(pair, key=lambda image: image.token)
-    caption = _captions(a)[prompt] if kind in CAPTION_SHOWN else None
+    caption = _caption(a, prompt) if kind in CAPTION_SHOWN else None
     return DraftQuestion(name("question", kind, prompt), kind, prompt, caption, (first, second))
 
 
-def _sample_indices(kind: str, prompt: str, a: Source, b: Source, name: Naming) -> list[int]:
-    """The same sample indices for both systems: one drawn for a pair, the first 16 for a grid."""
+def _image_indices(kind: str, prompt: str, a: Source, b: Source, name: Naming) -> list[int]:
+    """The same indices of images for both systems: one drawn for a pair, the first 16 for a grid."""
     common = sorted(a.prompts[prompt].keys() & b.prompts[prompt].keys())
     if kind == "diversity":
         if len(common) < GRID_CELLS:
             where = f"{a.artifact.folder} and {b.artifact.folder}"
             raise UserError(
-                f"a diversity grid needs {GRID_CELLS} samples of each caption; {where} share {len(common)} for prompt {prompt!r}"
+                f"a diversity grid needs {GRID_CELLS} images of each caption; {where} share {len(common)} for prompt {prompt!r}"
             )
         return common[:GRID_CELLS]
     if not common:
         raise UserError(
-            f"{a.artifact.folder} and {b.artifact.folder} share no sample index for prompt {prompt!r}; sample both alike"
+            f"{a.artifact.folder} and {b.artifact.folder} share no image index for prompt {prompt!r}; generate both alike"
         )
     return [min(common, key=lambda i: name("sample", kind, prompt, str(i)))]
 
@@ -128,5 +135,5 @@ def _image(kind: str, source: Source, rows: list[Mapping[str, Any]], name: Namin
     ids = tuple(row["image_id"] for row in rows)
     return DraftImage(
         token=name("image", kind, source.arm, source.artifact.digest(), *ids), arm=source.arm, image_ids=ids,
-        paths=tuple(str(source.path(row)) for row in rows), sha256=tuple(row["sha256"] for row in rows),
+        paths=tuple(source.path(row) for row in rows), sha256=tuple(row["sha256"] for row in rows),
     )  # fmt: skip

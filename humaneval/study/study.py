@@ -12,9 +12,9 @@ from functools import cached_property
 from typing import Any
 
 from data.pipeline.artifacts import Artifact, read_json, sha256_file
-from data.pipeline.errors import UserError
+from data.pipeline.errors import Code, UserError
 from data.pipeline.run import Run
-from humaneval.study.wording import KINDS
+from humaneval.settings import KINDS
 
 FOLDER = "humaneval/study"
 FORMAT = 1
@@ -39,7 +39,8 @@ class Study:
         content = read_json(artifact.folder / "study.json", "study")
         if content["format"] != FORMAT:
             raise UserError(
-                f"{artifact.folder}/study.json has format {content['format']}, this version reads {FORMAT}; build the study again"
+                f"{artifact.folder}/study.json has format {content['format']}, this version reads {FORMAT}; build the study again",
+                Code.OTHER_VERSION,
             )
         self.wording: Mapping[str, Any] = content["wording"]
         self.files: Mapping[str, Mapping[str, Any]] = content["images"]
@@ -66,7 +67,8 @@ class Study:
         key: Mapping[str, Any] = read_json(path, "answer key")
         if sha256_file(path) != self._key_sha256:
             raise UserError(
-                f"{path} is not this study's answer key; delete {self.artifact.folder} and build the study again"
+                f"{path} is not this study's answer key; delete {self.artifact.folder} and build the study again",
+                Code.FOREIGN,
             )
         return key
 
@@ -86,5 +88,7 @@ class Study:
         path = self.artifact.folder / "images" / f"{token}.png"
         content = path.read_bytes() if path.is_file() else b""
         if hashlib.sha256(content).hexdigest() != expected:
-            raise UserError(f"{path} is missing or damaged; delete {self.artifact.folder} and build the study again")
+            raise UserError(
+                f"{path} is missing or damaged; delete {self.artifact.folder} and build the study again", Code.DAMAGED
+            )
         return content

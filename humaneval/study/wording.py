@@ -1,6 +1,5 @@
 """What raters read. Part of the study's hash: other words are another study."""
 
-KINDS = ("photorealism", "caption_similarity", "diversity")
 ANSWERS = ("left", "right", "not_sure")
 CAPTION_SHOWN = frozenset({"caption_similarity", "diversity"})
 

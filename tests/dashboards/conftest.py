@@ -9,7 +9,7 @@ from tests.humaneval.fake_run import fake_config, fake_run
 
 
 @pytest.fixture(scope="session")
-def samples(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def built(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run with a built study; its ratings are redirected by `rated` so that tests do not meet."""
     run = fake_run(tmp_path_factory.mktemp("runs"))
     build_study(run, run.config, InProcess(), precious=False)
@@ -17,9 +17,9 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.fixture
-def rated(samples: Run, tmp_path: Path) -> Run:
+def rated(built: Run, tmp_path: Path) -> Run:
     """The same run with an empty database of its own."""
-    return Run(fake_config(samples.folder.parent, {"database": f"sqlite:///{tmp_path}/ratings.sqlite"}))
+    return Run(fake_config(built.folder.parent, {"database": f"sqlite:///{tmp_path}/ratings.sqlite"}))
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,11 @@ from PIL import Image
 from data.dataset.ledger import LEDGER_SCHEMA
 from data.dataset.plan import PLAN_SCHEMA, PlanWriter, plan_digest
 from data.dataset.shards import Sample, ShardWriter
-from data.pipeline.artifacts import Artifact, PartSpec
+from data.pipeline.artifacts import Artifact, fingerprint
 from data.pipeline.executors import InProcess
 from data.pipeline.run import Run
-from data.pipeline.runner import Stage, run_stage
+from data.pipeline.runner import run_stage
+from data.pipeline.stage import Input, PartSpec, Stage
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,12 @@ def make_dataset(run: Run, shards: Sequence[Sequence[Stored]], retries: Sequence
         path = folder / "retries" / f"{number:05d}.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(table, path)
-    parts = [PartSpec(f"{n:05d}", {"plan": plan_digest(table)}) for n, table in enumerate(tables)]
-    stage = Stage("dataset", 1, folder, {}, parts, partial(_part, [*shards, *retries]))
+    names = [f"{n:05d}" for n in range(len(tables))]
+    parts = [
+        PartSpec(name, (Input(f"@source:{name}", plan_digest(table)),), tuple(rows))
+        for name, table, rows in zip(names, tables, [*shards, *retries], strict=True)
+    ]
+    stage = Stage("dataset", 1, folder, {}, parts, _part)
     return run_stage(stage, InProcess())
 
 
@@ -81,8 +85,8 @@ def _plan_rows(rows: Sequence[Stored], shard: int) -> pa.Table:
     return pa.Table.from_pylist(values, PLAN_SCHEMA)
 
 
-def _part(shards: Sequence[Sequence[Stored]], spec: PartSpec, attempt: Path) -> dict[str, int]:
-    rows = sorted(shards[int(spec.name)], key=lambda r: r.key)
+def _part(spec: PartSpec, attempt: Path) -> dict[str, int]:
+    rows = sorted(spec.work, key=lambda r: r.key)
     writer = ShardWriter(attempt / "shards" / f"{spec.name}.tar")
     records = []
     for r in rows:
@@ -122,12 +126,13 @@ def make_scores(
         rows = [row for row in range(start, start + len(own)) if row not in skip]
         tables[part] = whole.take(rows)
         start += len(own)
-    specs = [PartSpec(part, {"rows": str(tables[part].to_pydict())}) for part in names]
-    return run_stage(
-        Stage(f"scores-{name}", 1, run.scores(name).folder, {}, specs, partial(_scores_part, tables)), InProcess()
-    )
+    values = fingerprint({part: str(table.to_pydict()) for part, table in tables.items()})
+    digests = artifact.part_digests()
+    specs = [PartSpec(part, (Input(f"{like}:{part}", digests[part]),), tables[part]) for part in names]
+    stage = Stage(f"scores-{name}", 1, run.scores(name).folder, {"values": values}, specs, _scores_part)
+    return run_stage(stage, InProcess())
 
 
-def _scores_part(tables: dict[str, pa.Table], spec: PartSpec, attempt: Path) -> dict[str, int]:
-    pq.write_table(tables[spec.name], attempt / f"{spec.name}.parquet")
-    return {"pairs": len(tables[spec.name])}
+def _scores_part(spec: PartSpec, attempt: Path) -> dict[str, int]:
+    pq.write_table(spec.work, attempt / f"{spec.name}.parquet")
+    return {"pairs": len(spec.work)}

@@ -12,7 +12,7 @@ from data.scores.basic import build_basic_scores
 from data.scores.duplicates import build_duplicates
 from data.views.build import build_base_view, build_train_view
 from embed.encoding.stage import build_embeddings
-from embed.scores.similarity import build_similarity
+from embed.scores.build import build_scores
 from tests.conftest import make_config, save_tiny_clip
 
 VIEWS = {"train": {"rules": [{"scores": "similarity", "column": "similarity", "min": -1.0}]}}
@@ -26,11 +26,11 @@ def made_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     run = Run.open(make_config(folder, views=VIEWS))
     build_dataset(run, InProcess())
     build_basic_scores(run, InProcess())
-    build_duplicates(run)
-    build_base_view(run)
+    build_duplicates(run, InProcess())
+    build_base_view(run, InProcess())
     build_embeddings(run, InProcess())
-    build_similarity(run)
-    build_train_view(run)
+    build_scores(run, InProcess())
+    build_train_view(run, InProcess())
     return run
 
 

@@ -13,11 +13,11 @@ from torch.nn.functional import normalize
 from benchmarks import SHARED
 from benchmarks.fake_cache import unit_vectors, write_cache
 from data.pipeline.config import parse_config
-from data.pipeline.errors import UserError
+from data.pipeline.errors import Code, UserError
 from data.pipeline.executors import InProcess
 from data.pipeline.run import Run
-from embed.scores.aesthetic import load_head
-from embed.scores.similarity import build_scores
+from embed.scores.aesthetic import LAION_HEADS_BY_DIGEST, load_head
+from embed.scores.build import build_scores
 from tests.conftest import make_config
 
 HEADS = SHARED / "aesthetic_heads"
@@ -129,12 +129,18 @@ def test_a_head_that_does_not_fit_is_told_before_any_score_is_made(tmp_path: Pat
     assert not run.scores("similarity").folder.exists()
 
 
-def test_laions_head_on_a_clip_from_a_folder_is_noted_and_on_the_runs_own_refused(tmp_path: Path) -> None:
+def test_laions_head_on_a_clip_from_a_folder_is_noted_and_on_the_runs_own_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save_head(tmp_path / "sa_0_4_vit_b_32_linear.pth")
     folder = build_scores(make_run(tmp_path / "a", tmp_path / "sa_0_4_vit_b_32_linear.pth", 8, "clip"), InProcess())[1]
     assert folder.settings()["clip_is_the_heads"] == "unknown" and folder.settings()["head_clip"] == "ViT-B-32"
-    own = make_run(tmp_path / "b", tmp_path / "sa_0_4_vit_b_32_linear.pth", 8, "clip")
-    config = own.config.to_dict()
-    config["clip"] = {"source": "run"}
-    with pytest.raises(UserError, match="trained on embeddings of OpenAI's ViT-B-32, the cache holds those of clip"):
-        build_scores(Run(parse_config(config, "test")), InProcess())
+    # Of the run's own CLIP it is known when the file is read, by the name; by the digest when scores are made.
+    own = make_run(tmp_path / "b", tmp_path / "head.pth", 8, "clip").config.to_dict() | {"clip": {"source": "run"}}
+    save_head(tmp_path / "head.pth")
+    monkeypatch.setitem(LAION_HEADS_BY_DIGEST, load_head(tmp_path / "head.pth").digest, "ViT-B-32")
+    with pytest.raises(
+        UserError, match="trained on embeddings of OpenAI's ViT-B-32, the cache holds those of clip"
+    ) as refused:
+        build_scores(Run(parse_config(own, "test")), InProcess())
+    assert refused.value.code == Code.FOREIGN

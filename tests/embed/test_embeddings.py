@@ -172,7 +172,7 @@ def test_empty_view_is_one_line(own_run: Run) -> None:
     )
     shutil.rmtree(own_run.view("train").folder)
     narrowed = Run(config)
-    build_train_view(narrowed)
+    build_train_view(narrowed, InProcess())
     with pytest.raises(UserError, match=r"no pairs are left .* after view train"):
         EmbeddingReader(narrowed.embeddings, narrowed.view("train"))
 
@@ -212,7 +212,7 @@ def test_auto_is_the_device_it_comes_to(own_run: Run, monkeypatch: pytest.Monkey
     build_embeddings(Run.open(make_config(tmp_path, views=VIEWS, embeddings={"device": "cpu"})), InProcess())
     assert own_run.embeddings.manifest_path.stat().st_mtime_ns == before
     settings = EmbeddingsSettings()
-    monkeypatch.setattr("embed.encoding.threads.gpus", lambda device: ["one"])
+    monkeypatch.setattr("embed.encoding.devices.gpus", lambda device: ["one"])
     assert known_device(settings, ClusterSettings()) == "cuda"
     assert known_device(settings, ClusterSettings(address="tcp://there:1")) == "auto"
     assert known_device(EmbeddingsSettings(device="cpu"), ClusterSettings()) == "cpu"

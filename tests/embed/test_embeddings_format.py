@@ -14,7 +14,9 @@ from data.pipeline.executors import InProcess
 from data.pipeline.run import Run
 from embed.clip.model import load_clip
 from embed.encoding import stage as encoder
-from embed.encoding.stage import PROBE_CAPTIONS, build_embeddings, hash16, probe_embeddings
+from embed.encoding.probes import PROBE_CAPTIONS, probe_embeddings
+from embed.encoding.stage import build_embeddings
+from embed.encoding.table import hash16
 from embed.format import CacheFormat, as_fixed_size_list, as_matrix, fixed_binary, read_metadata, write_part
 from embed.verify import verify_cache
 from tests.conftest import save_tiny_clip

@@ -54,12 +54,12 @@ def test_build_prints_what_was_made_and_how_fast(
 
 def test_rates_and_shares_are_of_what_they_say() -> None:
     part = {
-        "images": 10, "captions": 20, "lanes": 2, "device": "cpu", "loading": 5.0, "encoding": 4.0, "waited": 2.0, "writing": 0.5,
+        "images": 10, "captions": 20, "threads": 2, "device": "cpu", "loading": 5.0, "encoding": 4.0, "waited": 2.0, "writing": 0.5,
         "seconds": 15.5, "whole": 16.0,
     }  # fmt: skip
     facts = summary([part, part | {"device": "cuda", "whole": None, "waited": 0.0}], 20.0)
     assert facts["images_per_second"] == 1 and facts["captions_per_second"] == 2
-    assert facts["waiting_share"] == pytest.approx(2 / 16)  # of two lanes' 4 seconds in each part
+    assert facts["waiting_share"] == pytest.approx(2 / 16)  # of two threads' 4 seconds in each part
     assert facts["writing_share"] == pytest.approx((0.5 + 0.5 + 0.5) / (10 + 10))  # loading is no encoding
     assert sentence(facts) == (
         "1.0 images/s and 2.0 distinct captions/s over 20.0 s (cpu and cuda); the encoder waited 12.5% of its time for images, "

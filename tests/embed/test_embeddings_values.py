@@ -1,4 +1,4 @@
-"""What a pair's row holds does not depend on its neighbours: other orders, shards, batches, lanes and machines' workers."""
+"""What a pair's row holds does not depend on its neighbours: other orders, shards, batches, threads and machines' workers."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ from data.scores.basic import build_basic_scores
 from data.scores.duplicates import build_duplicates
 from data.upkeep.reshard import reshard
 from data.views.build import build_base_view
-from embed.encoding import stage as encoder
+from embed.encoding import stage, table
 from embed.encoding.stage import build_embeddings
 from embed.format import as_matrix
 from embed.verify import COSINE_TOLERANCE, verify_cache
@@ -108,8 +108,8 @@ def test_permuted_resharded_and_other_batches_give_the_same_values(
 
 def test_a_view_written_out_again_keeps_its_values(first: Run) -> None:
     build_basic_scores(first, InProcess())
-    build_duplicates(first)
-    build_base_view(first)
+    build_duplicates(first, InProcess())
+    build_base_view(first, InProcess())
     target = reshard(first, "base", "again", InProcess())
     build_embeddings(target, InProcess())
     kept = rows_of(target).set_index(["image_hash", "caption"])
@@ -119,11 +119,11 @@ def test_a_view_written_out_again_keeps_its_values(first: Run) -> None:
         assert distance(ours, kept, side).max() < SAME
 
 
-@pytest.mark.parametrize("lanes", [1, 3])
-def test_lanes_give_the_same_bytes(first: Run, tmp_path: Path, lanes: int) -> None:
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_give_the_same_bytes(first: Run, tmp_path: Path, threads: int) -> None:
     """They are volatile settings: the cache of other ones is the same, and is taken as it stands."""
     images = write_images(tmp_path / "images", range(IMAGES))
-    more = {"threads": lanes, "decode_threads": 4 - lanes}
+    more = {"threads": threads, "decode_threads": 4 - threads}
     other = Run.open(settings(tmp_path, images, 4, more))
     build_dataset(other, InProcess())
     build_embeddings(other, InProcess())
@@ -134,13 +134,14 @@ def test_each_distinct_caption_is_encoded_once_and_the_null_caption_once(
     first: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[list[str]] = []
-    encode = encoder.encode_captions
+    encode = stage.encode_captions
 
     def recorded(clip: Any, captions: Sequence[str], batch: int) -> Any:
         asked.append(list(captions))
         return encode(clip, captions, batch)
 
-    monkeypatch.setattr(encoder, "encode_captions", recorded)
+    for module in (stage, table):
+        monkeypatch.setattr(module, "encode_captions", recorded)
     run = Run.open(settings(tmp_path, write_images(tmp_path / "images", range(IMAGES)), 100, {}))
     build_dataset(run, InProcess())
     build_embeddings(run, InProcess())

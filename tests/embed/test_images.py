@@ -22,11 +22,10 @@ from data.dataset.shards import Sample, ShardWriter
 from data.pipeline.errors import UserError
 from data.pipeline.settings import ClusterSettings
 from embed.clip.model import Clip, load_clip_folder
-from embed.encoding import images
-from embed.encoding import threads as lanes
+from embed.encoding import devices, images, threads
 from embed.encoding.devices import claim
 from embed.encoding.images import DecodedBatches, Preprocess, encode_shard_images, index_shard
-from embed.encoding.threads import Lanes, decode_thread_count, lane_count
+from embed.encoding.threads import EncodingThreads, decode_thread_count, encoding_thread_count
 from embed.settings import EmbeddingsSettings
 from tests.conftest import save_tiny_clip
 
@@ -98,7 +97,7 @@ def test_steps_that_open_clip_changed_are_refused(monkeypatch: pytest.MonkeyPatc
 def test_vectors_are_open_clips_own_in_the_shards_order(clip: Clip, shard: Path) -> None:
     stored = index_shard(shard)
     assert [s.key for s in stored] == [f"{i:09d}" for i in range(14)]
-    with Lanes(1, CPU) as opened:
+    with EncodingThreads(1, CPU) as opened:
         raw, timing = encode_shard_images(clip, shard, stored, opened)
     preprocess = open_clip.image_transform(32, is_train=False)
     pixels = torch.stack([preprocess(Image.open(io.BytesIO(encoded(SIZES[i % len(SIZES)], i)))) for i in range(14)])
@@ -106,21 +105,21 @@ def test_vectors_are_open_clips_own_in_the_shards_order(clip: Clip, shard: Path)
         expected = clip.model.encode_image(pixels, normalize=True)
     assert raw.dtype == torch.float32 and (normalize(raw, dim=1) - expected).abs().max() < 1e-5
     assert (expected[0] - expected[6]).abs().max() > 1e-5  # images are told apart
-    assert timing.images == 14 and 0 <= timing.share_waited <= 1 and timing.seconds > 0
+    assert timing.images == 14 and 0 <= timing.waited <= timing.seconds
 
 
-def test_lanes_and_decode_threads_change_no_byte(clip: Clip, shard: Path) -> None:
+def test_encoding_and_decode_threads_change_no_byte(clip: Clip, shard: Path) -> None:
     stored = index_shard(shard)
     found = []
-    for width, threads in ((1, 1), (2, 1), (3, 4)):
-        with Lanes(width, CPU) as opened:
-            found.append(encode_shard_images(clip, shard, stored, opened, threads)[0])
+    for encoding, decoding in ((1, 1), (2, 1), (3, 4)):
+        with EncodingThreads(encoding, CPU) as opened:
+            found.append(encode_shard_images(clip, shard, stored, opened, decoding)[0])
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
 
 
 def test_a_shard_without_samples_is_no_trouble(clip: Clip, tmp_path: Path) -> None:
     path = write_shard(tmp_path / "empty.tar", [])
-    with Lanes(2, CPU) as opened:
+    with EncodingThreads(2, CPU) as opened:
         raw, timing = encode_shard_images(clip, path, index_shard(path), opened)
     assert raw.shape == (0, 32) and timing.images == 0
 
@@ -165,7 +164,7 @@ def test_decoding_goes_on_while_the_encoder_works(clip: Clip, shard: Path, monke
 
     monkeypatch.setattr(Preprocess, "square", counted)
     monkeypatch.setattr(Clip, "encode_pixels", waiting)
-    with Lanes(1, CPU) as opened:
+    with EncodingThreads(1, CPU) as opened:
         encode_shard_images(clip, shard, index_shard(shard), opened)
     assert seen == [True] * 4
 
@@ -178,9 +177,9 @@ def test_waiting_for_images_is_told(clip: Clip, shard: Path, monkeypatch: pytest
         return square(self, content)
 
     monkeypatch.setattr(Preprocess, "square", slow)
-    with Lanes(1, CPU) as opened:
+    with EncodingThreads(1, CPU) as opened:
         timing = encode_shard_images(clip, shard, index_shard(shard), opened)[1]
-    assert timing.waited > 0.3 and timing.share_waited > 0.5
+    assert timing.waited > 0.3 and timing.waited > 0.5 * timing.seconds
 
 
 def test_bytes_that_are_not_those_of_their_hash_are_named(clip: Clip, tmp_path: Path) -> None:
@@ -189,7 +188,7 @@ def test_bytes_that_are_not_those_of_their_hash_are_named(clip: Clip, tmp_path: 
     path = write_shard(tmp_path / "00000.tar", contents, [hashes[0], hashes[1], hashes[0]])
     with (
         pytest.raises(UserError, match="00000.tar: the image of sample 000000002 differs from the hash stored beside it"),
-        Lanes(2, CPU) as opened,
+        EncodingThreads(2, CPU) as opened,
     ):  # fmt: skip
         encode_shard_images(clip, path, index_shard(path), opened)
 
@@ -198,7 +197,7 @@ def test_an_image_that_cannot_be_decoded_is_named(clip: Clip, tmp_path: Path) ->
     path = write_shard(tmp_path / "00000.tar", [encoded((40, 40), 0), b"no image"])
     with (
         pytest.raises(UserError, match="the image of sample 000000001 cannot be decoded: cannot identify image file"),
-        Lanes(1, CPU) as opened,
+        EncodingThreads(1, CPU) as opened,
     ):
         encode_shard_images(clip, path, index_shard(path), opened)
 
@@ -251,13 +250,13 @@ def test_reduced_decoding_of_photographs_stays_within_its_tolerance() -> None:
     assert changed > 40 and 0.5 < worst < images.REDUCED_LEVELS
 
 
-def test_how_many_lanes_and_decoders(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lanes, "cores", lambda: 8)
+def test_how_many_encoding_and_decode_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "cores", lambda: 8)
     auto, gpu = EmbeddingsSettings(), torch.device("cuda")
-    assert [lane_count(auto, ClusterSettings(workers=w), CPU) for w in (0, 1, 4, 8, 20)] == [2, 2, 2, 1, 1]
-    assert lane_count(auto, ClusterSettings(address="tcp://x:1"), CPU) == 1
-    assert lane_count(auto, ClusterSettings(workers=8), gpu) == 2
-    assert lane_count(EmbeddingsSettings(threads=5), ClusterSettings(workers=8), CPU) == 5
+    assert [encoding_thread_count(auto, ClusterSettings(workers=w), CPU) for w in (0, 1, 4, 8, 20)] == [2, 2, 2, 1, 1]
+    assert encoding_thread_count(auto, ClusterSettings(address="tcp://x:1"), CPU) == 1
+    assert encoding_thread_count(auto, ClusterSettings(workers=8), gpu) == 2
+    assert encoding_thread_count(EmbeddingsSettings(threads=5), ClusterSettings(workers=8), CPU) == 5
     assert [decode_thread_count(auto, ClusterSettings(workers=w), d) for w, d in ((2, CPU), (2, gpu), (8, gpu))] == [
         1,
         4,
@@ -270,32 +269,32 @@ def test_workers_of_one_machine_take_one_gpu_each(tmp_path: Path, monkeypatch: p
     """Two processes, by two sets of locks: flock tells open files apart, not processes."""
     ours: dict[str, int] = {}
     theirs: dict[str, int] = {}
-    monkeypatch.setattr(lanes, "_claimed", ours)
+    monkeypatch.setattr(devices, "_claimed", ours)
     assert claim(["a", "b"], tmp_path / "gpus") == 0 == claim(["a", "b"], tmp_path / "gpus")
-    monkeypatch.setattr(lanes, "_claimed", theirs)
+    monkeypatch.setattr(devices, "_claimed", theirs)
     assert claim(["a", "b"], tmp_path / "gpus") == 1
-    monkeypatch.setattr(lanes, "_claimed", {})
+    monkeypatch.setattr(devices, "_claimed", {})
     with pytest.warns(UserWarning, match="all 2 GPUs are in use by other workers; cluster.workers = 2 is faster"):
         assert claim(["a", "b"], tmp_path / "gpus") in (0, 1)
     os.close(ours["a"])  # as when its process ends
-    monkeypatch.setattr(lanes, "_claimed", {})
+    monkeypatch.setattr(devices, "_claimed", {})
     assert claim(["a", "b"], tmp_path / "gpus") == 0
-    for descriptor in (*theirs.values(), *lanes._claimed.values()):
+    for descriptor in (*theirs.values(), *devices._claimed.values()):
         os.close(descriptor)
 
 
 def test_a_gpu_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert lanes.choose_device("auto") == lanes.choose_device("cpu") == CPU
+    assert devices.choose_device("auto") == devices.choose_device("cpu") == CPU
     with pytest.raises(UserError, match="embeddings.device = 'cuda', but this process sees no GPU"):
-        lanes.choose_device("cuda")
+        devices.choose_device("cuda")
 
 
-def test_lanes_leave_torchs_threads_as_they_were(clip: Clip, shard: Path) -> None:
+def test_encoding_threads_leave_torchs_threads_as_they_were(clip: Clip, shard: Path) -> None:
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        with Lanes(2, CPU) as opened:
+        with EncodingThreads(2, CPU) as opened:
             assert opened.submit(torch.get_num_threads).result() == 1
         assert torch.get_num_threads() == 2
     finally:

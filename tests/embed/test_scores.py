@@ -12,7 +12,7 @@ from benchmarks.fake_cache import write_cache
 from data.pipeline.errors import UserError
 from data.pipeline.executors import InProcess
 from data.pipeline.run import Run
-from embed.scores.similarity import build_scores
+from embed.scores.build import build_scores
 from tests.conftest import make_config, tree_bytes
 
 IMAGES: list[range] = [range(20), range(20, 20), range(20, 33)]

@@ -11,13 +11,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from data.pipeline.errors import UserError
 from data.pipeline.executors import InProcess
 from data.pipeline.run import Run
 from data.reports.status import run_status
 from data.views.build import build_base_view, build_train_view
 from embed.reading.reader import EmbeddingReader
-from embed.scores.similarity import build_scores
+from embed.scores.build import build_scores
 from tests.conftest import make_config
 
 FRACTION = 0.3  # of the pairs, or images, that each rule alone drops
@@ -90,9 +89,9 @@ def test_train_keeps_what_similarity_aesthetic_and_semantic_rules_keep(
     ]
     scores = {"aesthetic": {"head": str(tmp_path / "head.pth")}, "semantic": {"threshold": facts["near"]}}
     run = run_with(tmp_path, made_run, embeddings=scores, views={"train": {"rules": rules}})
-    base = table_of(run, build_base_view(run).folder)
+    base = table_of(run, build_base_view(run, InProcess()).folder)
     build_scores(run, InProcess())
-    view = build_train_view(run)
+    view = build_train_view(run, InProcess())
 
     in_base = {row["key"] for row in base.to_pylist() if row["keep"]}
     keys = sorted(in_base)
@@ -126,21 +125,12 @@ def test_a_threshold_moves_without_scoring_again(made_run: Run, facts: dict[str,
     for least in (-1.0, between(facts["similarity"])):
         rules = [{"scores": "similarity", "column": "similarity", "min": least}]
         run = run_with(tmp_path, made_run, views={"train": {"rules": rules}})
-        build_base_view(run)
+        build_base_view(run, InProcess())
         build_scores(run, InProcess())
-        kept.append(build_train_view(run).manifest()["counts"]["kept_pairs"])
+        kept.append(build_train_view(run, InProcess()).manifest()["counts"]["kept_pairs"])
         stamps.append((run.scores("similarity").folder / "00000.parquet").stat().st_mtime_ns)
         shutil.rmtree(run.folder / "views")
     assert kept[1] < kept[0] and stamps[0] == stamps[1]
-
-
-@pytest.mark.parametrize("name", ["aesthetic", "semantic"])
-def test_a_rule_on_scores_that_nothing_makes_names_the_setting(made_run: Run, tmp_path: Path, name: str) -> None:
-    rules = [{"scores": name, "column": name, "min": 0.0}]
-    run = run_with(tmp_path, made_run, views={"train": {"rules": rules}})
-    with pytest.raises(UserError, match=rf"rule of \[views.train\] reads scores/{name}, .*\[embeddings.{name}\]"):
-        build_scores(run, InProcess())
-    assert not run.scores("similarity").folder.exists()
 
 
 def test_status_knows_every_score_that_the_config_asks_for(
@@ -155,12 +145,12 @@ def test_status_knows_every_score_that_the_config_asks_for(
         return {s.name.removeprefix("scores/"): s.state for s in run_status(run)}
 
     run = run_with(tmp_path, made_run, embeddings=scores)
-    build_base_view(run)
+    build_base_view(run, InProcess())
     assert (states(run)["aesthetic"], states(run)["semantic"]) == ("missing", "missing")
     build_scores(run, InProcess())
     assert (states(run)["aesthetic"], states(run)["semantic"]) == ("complete", "complete")
     narrower = run_with(tmp_path, made_run, embeddings=scores, views={"base": {"min_caption_words": 9}})
-    build_base_view(narrower)  # its images are other ones to compare; what the head says of each stays
+    build_base_view(narrower, InProcess())  # its images are other ones to compare; what the head says of each stays
     assert (states(narrower)["aesthetic"], states(narrower)["semantic"]) == ("complete", "stale")
     build_scores(narrower, InProcess())
     assert states(narrower)["semantic"] == "complete"

@@ -14,8 +14,8 @@ from data.pipeline.errors import UserError
 from data.pipeline.executors import InProcess
 from data.pipeline.run import Run
 from data.views.settings import ViewsSettings
+from embed.scores.build import build_scores
 from embed.scores.neighbours import Copies, ExactSearch, IndexSearch, Vectors, find_copies
-from embed.scores.similarity import build_scores
 from tests.conftest import make_config, tree_bytes
 
 DIM, THRESHOLD = 32, 0.95

@@ -15,7 +15,8 @@ from open_clip.model import CustomTextCLIP
 from torch.nn.functional import normalize
 
 from data.pipeline.errors import UserError
-from embed.clip.model import Clip, encode_captions, load_clip_folder, save_clip
+from embed.clip.captions import encode_captions
+from embed.clip.model import Clip, load_clip_folder, save_clip
 from embed.clip.packing import pack
 from embed.clip.tokens import hugging_face_tokenizer
 
@@ -189,19 +190,44 @@ def test_long_captions_are_counted_and_keep_their_end(clip: Clip, kind: Kind) ->
     assert torch.equal(found.ids[0], found.ids[1])
 
 
-def test_states_pool_to_the_embedding(clip: Clip, kind: Kind) -> None:
-    ids = clip.tokenize(CAPTIONS)
-    states = clip.token_states(ids)
-    assert states.shape == (len(CAPTIONS), LENGTH, clip.text_width) and states.dtype == torch.float32
-    if not kind.packed:
-        return
+def last_states(clip: Clip, ids: torch.Tensor) -> torch.Tensor:
+    """What open_clip's own `encode_text` leaves after the text tower's last norm, seen by a hook: (n, context length, width)."""
+    seen: list[Any] = []
     tower = getattr(clip.model, "text", clip.model)
-    found = tower.forward_intermediates(
-        **{"text": ids}, **({"text_indices": 1} if tower is clip.model else {"indices": 1, "output_fmt": "NLC"}),
-        normalize_intermediates=True, intermediates_only=True,
-    )["text_intermediates"][0]  # fmt: skip
-    real = torch.arange(LENGTH) < clip.token_counts(ids)[:, None]
-    assert (states - found)[real].abs().max() < 1e-5 and not states[~real].any()
+    norm = tower.ln_final if hasattr(tower, "ln_final") else tower.transformer
+    hook = norm.register_forward_hook(lambda _, args, out: seen.append(out))
+    try:
+        with torch.no_grad():
+            clip.model.encode_text(ids)
+    finally:
+        hook.remove()
+    (found,) = seen
+    states: torch.Tensor = getattr(found, "last_hidden_state", found)
+    return states
+
+
+def test_token_states_are_open_clips_own_at_every_token(clip: Clip, kind: Kind) -> None:
+    ids = clip.tokenize(CAPTIONS)
+    states, counts = clip.token_states(ids), clip.token_counts(ids)
+    assert states.shape == (len(CAPTIONS), LENGTH, clip.text_width) and states.dtype == torch.float32
+    real = torch.arange(LENGTH) < counts[:, None]
+    assert counts.min() >= 1 and counts.max() == LENGTH and states[real].abs().sum(dim=1).min() > 0
+    if kind.packed:
+        assert not states[~real].any()
+    if kind.build is not CoCa:  # whose own forward brings only the pooled state through its norm
+        assert (states - last_states(clip, ids))[real].abs().max() < 1e-5
+    assert clip.token_states(ids[:0]).shape == (0, LENGTH, clip.text_width)
+
+
+def test_token_states_serve_a_training(clip: Clip) -> None:
+    """They are fixed inputs: nothing flows back into the CLIP, a trained layer can save them, and autocast does not round them."""
+    ids, layer = clip.tokenize(CAPTIONS), torch.nn.Linear(clip.text_width, 3)
+    states = clip.token_states(ids)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(clip.token_states(ids), states)
+    layer(states).square().mean().backward()
+    assert layer.weight.grad is not None and not states.requires_grad
+    assert all(parameter.grad is None for parameter in clip.model.parameters())
 
 
 def test_identity_covers_a_hugging_face_tokenizer_and_text_config(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ class Clock:
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run with both systems' samples and a built study; read only."""
+    """A run with both systems' images and a built study; read only."""
     run = fake_run(tmp_path_factory.mktemp("runs"))
     build_study(run, run.config, InProcess(), precious=False)
     return run

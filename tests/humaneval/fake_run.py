@@ -1,7 +1,8 @@
-"""A run with two fake systems' samples, made as eval makes them: through run_stage, with the shared schema."""
+"""A run with two fake systems' generated images, made as eval makes them: through run_stage, with the shared schema."""
 
 import hashlib
 import io
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, PngImagePlugin
 
-from data.generations import SAMPLES_SCHEMA
-from data.pipeline.artifacts import Artifact, PartSpec
+from data.generations import GENERATIONS_SCHEMA
+from data.pipeline.artifacts import Artifact
 from data.pipeline.config import Config, parse_config
 from data.pipeline.executors import InProcess
 from data.pipeline.run import Run
-from data.pipeline.runner import Stage, run_stage
+from data.pipeline.runner import run_stage
+from data.pipeline.stage import Input, PartSpec, Stage
 
 GUIDANCE = 2.0
 CAPTIONS = (
@@ -36,50 +38,66 @@ def png(seed: int, side: int, comment: str | None = None) -> bytes:
     return buffer.getvalue()
 
 
-def fake_config(folder: Path, humaneval: dict[str, Any] | None = None) -> Config:
+def fake_config(folder: Path, humaneval: dict[str, Any] | None = None, **tables: dict[str, Any]) -> Config:
+    """The default systems, unclip and glide, at eval's default scales. `tables` are further tables, or replace these."""
     settings = {
-        "system_a": {"name": "unclip", "guidance": GUIDANCE}, "system_b": {"name": "glide", "guidance": GUIDANCE},
-        "questions_per_rater": 3, "simulated": {"raters": 4},
-    }  # fmt: skip
-    tables = {
+        "questions_per_rater": 3,
+        "simulated": {"raters": 4},
+    }
+    given = {
         "run": {"name": "fake", "folder": str(folder), "seed": 7},
         "cluster": {"workers": 0},
         "dataset": {"scenes": {"samples": 4}},
         "humaneval": settings | (humaneval or {}),
     }
-    return parse_config(tables, "fake.toml")
+    return parse_config(given | tables, "fake.toml")
 
 
-def make_samples(
+@dataclass(frozen=True)
+class Noise:
+    """Generated images that are noise, which belongs to (system, prompt, index)."""
+
+    system: str
+    per_prompt: int
+    side: int
+    captions: tuple[str, ...]
+    comment: str | None
+
+
+def write_noise(spec: PartSpec, attempt: Path) -> dict[str, int]:
+    work: Noise = spec.work
+    rows = []
+    for p, caption in enumerate(work.captions):
+        for i in range(work.per_prompt):
+            content = png(1000 * len(work.system) + 100 * p + i, work.side, work.comment)
+            file = f"p{p}-{i:02d}.png"
+            (attempt / file).write_bytes(content)
+            rows.append(
+                {
+                    "image_id": f"p{p}-{i:02d}", "prompt_id": f"p{p}", "caption": caption, "caption_key": "",
+                    "system": work.system, "seed": 0, "sample_index": i, "guidance_prior": 1.0,
+                    "guidance_decoder": GUIDANCE, "steps": 2, "file": file, "sha256": hashlib.sha256(content).hexdigest(),
+                    "width": work.side, "height": work.side,
+                }
+            )  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(rows, schema=GENERATIONS_SCHEMA), attempt / "index.parquet")
+    return {"images": len(rows)}
+
+
+def make_images(
     folder: Path, system: str, prompt_set: str, per_prompt: int, side: int = 16, captions: tuple[str, ...] = CAPTIONS,
-    comment: str | None = None,
+    comment: str | None = None, inputs: tuple[Input, ...] = (),
 ) -> Artifact:  # fmt: skip
-    """A samples artifact whose images are noise that belongs to (system, prompt, index)."""
-
-    def make(_: PartSpec, attempt: Path) -> dict[str, int]:
-        rows = []
-        for p, caption in enumerate(captions):
-            for i in range(per_prompt):
-                content = png(1000 * len(system) + 100 * p + i, side, comment)
-                file = f"p{p}-{i:02d}.png"
-                (attempt / file).write_bytes(content)
-                rows.append(
-                    {
-                        "image_id": f"p{p}-{i:02d}", "prompt_id": f"p{p}", "caption": caption, "caption_key": "", "system": system,
-                        "seed": 0, "sample_index": i, "guidance_prior": 1.0, "guidance_decoder": GUIDANCE, "steps": 2, "file": file,
-                        "sha256": hashlib.sha256(content).hexdigest(), "width": side, "height": side,
-                    }
-                )  # fmt: skip
-        pq.write_table(pa.Table.from_pylist(rows, schema=SAMPLES_SCHEMA), attempt / "index.parquet")
-        return {"images": len(rows)}
-
+    """A folder of generated images as eval makes it, in one part."""
     settings = {"system": system, "prompt_set": prompt_set, "guidance_decoder": GUIDANCE}
-    return run_stage(Stage("samples", 1, folder, settings, [PartSpec("00000")], make), InProcess())
+    part = PartSpec("00000", inputs, Noise(system, per_prompt, side, captions, comment))
+    return run_stage(Stage("generate", 1, folder, settings, [part], write_noise), InProcess())
 
 
 def fake_run(folder: Path, humaneval: dict[str, Any] | None = None) -> Run:
+    """A run with the generated images that a study needs: two of a caption, and 16 for grids."""
     run = Run.open(fake_config(folder, humaneval))
     for system in ("unclip", "glide"):
-        make_samples(run.folder / "samples" / system / "captions-0", system, "captions", 2)
-        make_samples(run.folder / "samples" / system / "grids-0", system, "grids", 16)
+        make_images(run.folder / "generations" / system / "captions-0", system, "captions", 2)
+        make_images(run.folder / "generations" / system / "grids-0", system, "grids", 16)
     return run

@@ -4,13 +4,13 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from data.pipeline.errors import UserError
+from data.pipeline.errors import Code, UserError
 from data.pipeline.run import Run
 from humaneval.__main__ import COMMANDS
 from humaneval.rating.simulate import image_contrast, rater_noise, simulate
 from humaneval.rating.store import Store
 from humaneval.results import read_results, results_table, summarise, tidy_ratings
-from humaneval.settings import SimulatedRaters
+from humaneval.settings import KINDS, SimulatedRaters
 from humaneval.study.study import Study
 from tests.humaneval.fake_run import fake_config, fake_run, png
 
@@ -49,7 +49,7 @@ def test_people_and_simulated_raters_never_share_a_row(store: Store, study: Stud
 def test_only_people_is_not_called_simulated(store: Store, study: Study) -> None:
     prefer(store, study, "unclip", raters=1)
     summary = summarise(study, store.ratings())
-    assert summary["simulated"] is False and summary["note"] == ""
+    assert summary["simulated"] is False and summary["note"] is None
     assert [row["lo"] for row in summary["questions"]] == [None] * 3, "one rater: how raters differ cannot be known"
     assert "needs 2 raters" in results_table(summary)[0]["95% two-way clustered"]
 
@@ -61,8 +61,9 @@ def test_published_ratings_do_not_hold_the_token_that_lets_one_go_on_rating(stor
 
 
 def test_no_ratings_is_one_clear_line(store: Store, study: Study) -> None:
-    with pytest.raises(UserError, match="make rate"):
+    with pytest.raises(UserError, match="make rate") as missing:
         summarise(study, [])
+    assert missing.value.code == Code.MISSING
 
 
 def test_simulation_is_deterministic_and_resumable(study: Study, store: Store, tmp_path: Path) -> None:
@@ -112,5 +113,8 @@ def test_the_front_door_builds_simulates_and_reports(tmp_path: Path, capsys: pyt
     assert [call("simulate"), call("results")] == [0, 0]
     assert (run.folder / "humaneval/results.json").read_bytes() == before
     assert call("build", "humaneval.questions.photorealism=2") == 2
-    assert "belongs to another config" in capsys.readouterr().err
+    assert "belongs to another config" in (error := capsys.readouterr().err) and f"[{Code.OTHER_CONFIG}]" in error
+    none = [f"humaneval.questions.{kind}=0" for kind in KINDS]
+    assert [call(command, *none) for command in ("build", "simulate", "results")] == [0, 0, 0]
+    assert capsys.readouterr().out.count("no study") == 3
     assert call("results", "humaneval.lease_minutes=5.0") == 0

@@ -8,16 +8,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.generations import find_samples, read_samples
-from data.pipeline.artifacts import Artifact
-from data.pipeline.errors import UserError
-from data.pipeline.executors import InProcess
+from data.generations import find_generations, read_generations
+from data.pipeline.artifacts import Artifact, publish_bytes
+from data.pipeline.errors import Code, UserError
+from data.pipeline.executors import InProcess, open_executor
+from data.pipeline.lineage import Lineage
 from data.pipeline.run import Run
+from data.pipeline.settings import ClusterSettings
+from data.pipeline.stage import Input
 from humaneval.study.build import build_study
 from humaneval.study.draft import Naming, Source, draw_questions
 from humaneval.study.images import check_png, compose_grid
 from humaneval.study.study import Study
-from tests.humaneval.fake_run import CAPTIONS, GUIDANCE, fake_config, fake_run, make_samples, png
+from tests.humaneval.fake_run import CAPTIONS, GUIDANCE, fake_config, fake_run, make_images, png
 
 
 def build(run: Run) -> Study:
@@ -25,10 +28,10 @@ def build(run: Run) -> Study:
 
 
 def two_sources(folder: Path, captions_b: tuple[str, ...] = CAPTIONS, **of_b: Any) -> Run:
-    """A run with `captions` samples only."""
+    """A run with `captions` images only."""
     run = Run.open(fake_config(folder, {"questions": {"diversity": 0}}))
-    make_samples(run.folder / "samples/unclip/captions-0", "unclip", "captions", 2)
-    make_samples(run.folder / "samples/glide/captions-0", "glide", "captions", 2, captions=captions_b, **of_b)
+    make_images(run.folder / "generations/unclip/captions-0", "unclip", "captions", 2)
+    make_images(run.folder / "generations/glide/captions-0", "glide", "captions", 2, captions=captions_b, **of_b)
     return run
 
 
@@ -43,13 +46,14 @@ def test_every_caption_makes_one_question_of_each_kind(study: Study) -> None:
     assert study.artifact.verify() == []
 
 
-def test_images_are_the_samples_bytes(run: Run, study: Study) -> None:
-    """Both images of a pair are files of the two systems for the same prompt and sample index, untouched."""
+def test_images_are_the_generated_files(run: Run, study: Study) -> None:
+    """Both images of a pair are files of the two systems for the same prompt and image index, untouched."""
     files = {}
     for system in study.systems:
-        artifact = find_samples(run.folder, system, "captions", GUIDANCE)
+        artifact = find_generations(run.folder, system, "captions", GUIDANCE)
         files[system] = {
-            row["image_id"]: (artifact.folder / row["file"]).read_bytes() for row in read_samples(artifact).to_pylist()
+            row["image_id"]: (artifact.folder / row["file"]).read_bytes()
+            for row in read_generations(artifact).to_pylist()
         }
     for question in study.questions.values():
         if question.kind == "diversity":
@@ -62,11 +66,11 @@ def test_images_are_the_samples_bytes(run: Run, study: Study) -> None:
         assert study.key["image_ids"][question.images[0]] == study.key["image_ids"][question.images[1]]
 
 
-def test_grid_cells_are_the_samples_pixels(run: Run, study: Study) -> None:
+def test_grid_cells_are_the_generated_pixels(run: Run, study: Study) -> None:
     question = next(q for q in study.questions.values() if q.kind == "diversity")
     token = question.images[0]
     system = dict(zip("ab", study.systems, strict=True))[study.arm(token)]
-    artifact = find_samples(run.folder, system, "grids", GUIDANCE)
+    artifact = find_generations(run.folder, system, "grids", GUIDANCE)
     grid = np.asarray(Image.open(io.BytesIO(study.image(token))))
     assert grid.shape == (4 * 16 + 3, 4 * 16 + 3, 3)
     for i, image_id in enumerate(study.key["image_ids"][token]):
@@ -86,8 +90,8 @@ def test_nothing_a_rater_could_read_names_a_system(study: Study) -> None:
 def test_token_order_does_not_tell_the_system(tmp_path: Path) -> None:
     """Over many questions, the first token is system a's about half the time: 200 fair coins give 70..130 but for 1 in 30,000."""
     captions = tuple(f"caption {i}" for i in range(200))
-    make_samples(tmp_path / "a", "unclip", "captions", 1, captions=captions)
-    make_samples(tmp_path / "b", "glide", "captions", 1, captions=captions)
+    make_images(tmp_path / "a", "unclip", "captions", 1, captions=captions)
+    make_images(tmp_path / "b", "glide", "captions", 1, captions=captions)
     sources = [Source.read("a", Artifact(tmp_path / "a")), Source.read("b", Artifact(tmp_path / "b"))]
     questions = draw_questions("photorealism", None, *sources, Naming(0, sources))
     assert 70 <= sum(question.images[0].arm == "a" for question in questions) <= 130
@@ -116,11 +120,12 @@ def test_rebuilding_changes_nothing_and_people_make_a_study_precious(tmp_path: P
     assert build(run).hash == before.hash
     changed = tuple(caption.upper() for caption in CAPTIONS)
     for system in ("unclip", "glide"):
-        folder = run.folder / f"samples/{system}"
+        folder = run.folder / f"generations/{system}"
         (folder / "captions-0" / "manifest.json").unlink()
-        make_samples(folder / "captions-1", system, "captions", 2, captions=changed)
-    with pytest.raises(UserError, match="inputs that have changed"):
+        make_images(folder / "captions-1", system, "captions", 2, captions=changed)
+    with pytest.raises(UserError) as refused:
         build_study(run, run.config, InProcess(), precious=True)
+    assert refused.value.code == Code.STALE
     assert build(run).hash != before.hash
 
 
@@ -132,25 +137,26 @@ def test_rebuilding_changes_nothing_and_people_make_a_study_precious(tmp_path: P
         ({"captions_b": ("another", *CAPTIONS[1:])}, "different prompts"),
     ],
 )
-def test_samples_that_would_tell_are_refused(tmp_path: Path, of_b: dict[str, Any], complaint: str) -> None:
+def test_images_that_would_tell_are_refused(tmp_path: Path, of_b: dict[str, Any], complaint: str) -> None:
     run = two_sources(tmp_path, **of_b)
     with pytest.raises(UserError, match=complaint):
         build(run)
 
 
-def test_a_changed_sample_is_refused(tmp_path: Path) -> None:
+def test_a_changed_image_is_refused(tmp_path: Path) -> None:
     run = two_sources(tmp_path)
-    for path in (run.folder / "samples/glide/captions-0").glob("p0-*.png"):
+    for path in (run.folder / "generations/glide/captions-0").glob("p0-*.png"):
         path.write_bytes(png(999, 16))
-    with pytest.raises(UserError, match="not the image that its index"):
+    with pytest.raises(UserError, match="not the image that its index") as refused:
         build(run)
+    assert refused.value.code == Code.DAMAGED
 
 
-def test_too_few_samples_for_a_grid_are_refused(tmp_path: Path) -> None:
+def test_too_few_images_for_a_grid_are_refused(tmp_path: Path) -> None:
     run = Run.open(fake_config(tmp_path, {"questions": {"photorealism": 0, "caption_similarity": 0}}))
     for system in ("unclip", "glide"):
-        make_samples(run.folder / f"samples/{system}/grids-0", system, "grids", 15)
-    with pytest.raises(UserError, match="needs 16 samples"):
+        make_images(run.folder / f"generations/{system}/grids-0", system, "grids", 15)
+    with pytest.raises(UserError, match="needs 16 images"):
         build(run)
 
 
@@ -168,8 +174,41 @@ def test_damage_is_noticed(tmp_path: Path) -> None:
 
 
 def test_a_missing_study_is_one_clear_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="humaneval build"):
+    with pytest.raises(UserError, match="humaneval build") as missing:
         Study.of(Run.open(fake_config(tmp_path)))
+    assert missing.value.code == Code.MISSING
+
+
+def test_images_of_replaced_weights_are_refused_until_they_are_generated_again(tmp_path: Path) -> None:
+    run = Run.open(fake_config(tmp_path, {"questions": {"diversity": 0}}))
+
+    def train(version: bytes) -> tuple[Input, ...]:
+        model = run.model("decoder")
+        publish_bytes(model.manifest_path, version)
+        return (Input("models/decoder", model.digest()),)
+
+    make_images(run.folder / "generations/glide/captions-0", "glide", "captions", 2)
+    make_images(run.folder / "generations/unclip/captions-0", "unclip", "captions", 2, inputs=train(b"{}"))
+    study = build(run)
+    assert Lineage(run).why_stale("humaneval/study") is None
+    assert set(Lineage(run).upstream("humaneval/study")) == {f"generations/{s}/captions-0" for s in ("unclip", "glide")}
+    trained_again = train(b'{"parts": []}')
+    assert "models/decoder" in str(Lineage(run).why_stale("humaneval/study"))
+    with pytest.raises(UserError, match="models/decoder") as refused:
+        build(run)
+    assert refused.value.code == Code.STALE
+    assert Study.of(run).hash == study.hash, "what people rate stays readable"
+    make_images(run.folder / "generations/unclip/captions-0", "unclip", "captions", 2, inputs=trained_again)
+    assert build(run).artifact.verify() == [] and Lineage(run).why_stale("humaneval/study") is None
+
+
+@pytest.mark.slow
+def test_a_cluster_makes_the_same_study(study: Study, tmp_path: Path) -> None:
+    run = fake_run(tmp_path)
+    with open_executor(ClusterSettings(workers=2), run.scratch) as executor:
+        assert (
+            Study(build_study(run, run.config, executor, precious=False)).artifact.digest() == study.artifact.digest()
+        )
 
 
 def test_check_png() -> None:

@@ -46,26 +46,27 @@ def embedded_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     from data.scores.duplicates import build_duplicates
     from data.views.build import build_base_view, build_train_view
     from embed.encoding.stage import build_embeddings
-    from training.tasks.clip import train_clip
+    from training.launch import train
+    from training.tasks.clip import clip_stage
 
     run = Run.open(make_config(tmp_path_factory.mktemp("run"), **SECTIONS))
     build_dataset(run, InProcess())
     build_basic_scores(run, InProcess())
-    build_duplicates(run)
-    build_base_view(run)
-    train_clip(run)
+    build_duplicates(run, InProcess())
+    build_base_view(run, InProcess())
+    train(run, clip_stage(run))
     build_embeddings(run, InProcess())
-    build_train_view(run)
+    build_train_view(run, InProcess())
     return run
 
 
 @pytest.fixture(scope="session")
 def trained_run(embedded_run: Run) -> Run:
     """`embedded_run` with prior, decoder and GLIDE baseline."""
-    from training.tasks.decoder import train_decoder
-    from training.tasks.prior import train_prior
+    from training.launch import train
+    from training.tasks.decoder import decoder_stage, glide_stage
+    from training.tasks.prior import prior_stage
 
-    train_prior(embedded_run)
-    train_decoder(embedded_run, "decoder")
-    train_decoder(embedded_run, "glide")
+    for stage in (prior_stage, decoder_stage, glide_stage):
+        train(embedded_run, stage(embedded_run))
     return embedded_run

@@ -8,9 +8,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from training.loop.seeds import seeded
 from training.loop.trainer import Trainer
-from training.settings import OptimiserSettings
+from training.seeds import seeded
+from training.tables import OptimiserSettings
 
 
 class FakeTask:
@@ -30,11 +30,12 @@ class FakeTask:
     def order(self, epoch: int) -> NDArray[np.int64]:
         return np.random.default_rng(epoch).permutation(self.size)
 
-    def loss(
-        self, model: nn.Module, items: NDArray[np.int64], generator: torch.Generator, device: torch.device
-    ) -> Tensor:
-        x = self.x[items]
-        y = x.sum(1, keepdim=True) + 0.01 * torch.randn(len(items), 1, generator=generator)
+    def fetch(self, items: NDArray[np.int64]) -> Tensor:
+        return self.x[items]
+
+    def loss(self, model: nn.Module, batch: Tensor, generator: torch.Generator, device: torch.device) -> Tensor:
+        x = batch
+        y = x.sum(1, keepdim=True) + 0.01 * torch.randn(len(x), 1, generator=generator)
         return (model(x) - y).square().mean()
 
     def validate(self, network: nn.Module, device: torch.device) -> dict[str, float]:
@@ -47,7 +48,7 @@ SETTINGS = OptimiserSettings(
 )
 
 
-def trainer(folder: Path, steps: int = 12, checkpoint_seconds: float = 1e9) -> Trainer:
+def trainer(folder: Path, steps: int = 12, checkpoint_seconds: float = 1e9) -> Trainer[Tensor]:
     settings = SETTINGS.model_copy(update={"steps": steps})
     return Trainer(FakeTask(), settings, 0, folder, checkpoint_seconds)
 

@@ -6,26 +6,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from data.pipeline.errors import UserError
 from embed.clip.model import load_clip_folder
 from tests.conftest import save_tiny_clip
-from training.networks.conditions import ClipShape, DecoderCondition, PriorCondition
+from training.networks.conditions import Captions, ClipShape, DecoderCondition, PriorCondition
 from training.networks.prior import INPUT_STD, Prior
-from training.networks.text import TextEncoder, caption_mask
 from training.networks.unet import Decoder
-from training.settings import (
-    DecoderArchitecture,
-    DecoderSettings,
-    PriorArchitecture,
-    PriorSettings,
-    TextEncoderSettings,
-)
+from training.settings import DecoderSettings, PriorSettings
+from training.tables import DecoderArchitecture, PriorArchitecture, TextEncoderSettings
 
 CLIP = ClipShape(embed_dim=8, context_length=6, vocab_size=12)
 SMALL_DECODER = DecoderArchitecture(
     side=8, channels=(8, 16), head_channels=8, norm_groups=4, text=TextEncoderSettings(width=16, depth=1, heads=2)
 )
 IDS = torch.tensor([[10, 3, 11, 0, 0, 0], [10, 4, 5, 6, 11, 0]])
+COUNTS = torch.tensor([3, 5])
+CAPTIONS = Captions(IDS, COUNTS)
+FLIPPED = Captions(IDS.flip(0), COUNTS.flip(0))
 T = torch.tensor([10, 900])
 
 
@@ -66,8 +62,8 @@ def test_scale_gives_the_papers_variance_and_unscale_inverts_it() -> None:
 def test_every_trained_parameter_of_both_networks_gets_a_gradient() -> None:
     d, p = decoder(True), prior()
     mixed = drops(True, False)
-    d(torch.randn(2, 3, 8, 8), T, DecoderCondition(IDS, z(1), mixed, mixed)).square().mean().backward()
-    p(z(2), T, PriorCondition(IDS, z(1), mixed)).square().mean().backward()
+    d(torch.randn(2, 3, 8, 8), T, DecoderCondition(CAPTIONS, z(1), mixed, mixed)).square().mean().backward()
+    p(z(2), T, PriorCondition(CAPTIONS, z(1), mixed)).square().mean().backward()
     unused = [n for net in (d, p) for n, w in net.named_parameters() if w.requires_grad and w.grad is None]
     assert unused == []
 
@@ -76,7 +72,7 @@ def test_prior_is_causal() -> None:
     network, seen = prior(), []
     network.transformer.transformer_blocks[-1].register_forward_hook(lambda m, i, out: seen.append(out))
     for ids in (IDS, torch.where(IDS == 6, 7, IDS)):  # row 1 differs from its fourth token on
-        network(z(0), T, PriorCondition(ids, z(1), drops(False, False)))
+        network(z(0), T, PriorCondition(Captions(ids, COUNTS), z(1), drops(False, False)))
     first, second = seen
     assert torch.equal(first[1, :3], second[1, :3])
     assert not torch.allclose(first[1, 3:], second[1, 3:])
@@ -85,25 +81,26 @@ def test_prior_is_causal() -> None:
 def test_prior_ignores_padding_and_dropped_conditions() -> None:
     network = prior()
     kept, dropped = drops(False, False), drops(True, True)
-    base = network(z(0), T, PriorCondition(IDS, z(1), kept))
+    base = network(z(0), T, PriorCondition(CAPTIONS, z(1), kept))
     with torch.no_grad():
         network.token_embedding.weight[0] += 100  # the padding id
-    assert torch.allclose(base, network(z(0), T, PriorCondition(IDS, z(1), kept)), atol=1e-5)
-    null = network(z(0), T, PriorCondition(IDS, z(1), dropped))
-    assert torch.equal(null, network(z(0), T, PriorCondition(IDS.flip(0), z(3), kept).null()))
+    assert torch.allclose(base, network(z(0), T, PriorCondition(CAPTIONS, z(1), kept)), atol=1e-5)
+    null = network(z(0), T, PriorCondition(CAPTIONS, z(1), dropped))
+    assert torch.equal(null, network(z(0), T, PriorCondition(FLIPPED, z(3), kept).null()))
     assert not torch.allclose(null, base)
 
 
-def test_a_token_of_id_0_inside_a_caption_is_no_padding(tmp_path: Path) -> None:
+def test_padding_is_told_by_the_count_and_not_by_an_id(tmp_path: Path) -> None:
     clip = load_clip_folder(save_tiny_clip(tmp_path))
     ids = clip.tokenize(["wow!!", "a ring"])
     assert (ids[0, : clip.token_counts(ids)[0]] == 0).sum() == 1  # the first "!"
-    assert caption_mask(ids).sum(dim=1).tolist() == clip.token_counts(ids).tolist()
-    with_0, other = torch.tensor([[10, 3, 0, 4, 11, 0]] * 2), torch.tensor([[10, 3, 5, 4, 11, 0]] * 2)
+    assert Captions(ids, clip.token_counts(ids)).mask().sum(dim=1).tolist() == clip.token_counts(ids).tolist()
+    # An end-of-text that is not the largest id, as other tokenizers have it.
+    with_0, other = torch.tensor([[10, 3, 0, 4, 9, 0]] * 2), torch.tensor([[10, 3, 5, 4, 9, 0]] * 2)
     no, x = drops(False, False), torch.randn(2, 3, 8, 8)
     for network, inputs, cond in (
-        (prior(), z(0), lambda ids: PriorCondition(ids, z(1), no)),
-        (decoder(True), x, lambda ids: DecoderCondition(ids, z(1), no, no)),
+        (prior(), z(0), lambda ids: PriorCondition(Captions(ids, torch.tensor([5, 5])), z(1), no)),
+        (decoder(True), x, lambda ids: DecoderCondition(Captions(ids, torch.tensor([5, 5])), z(1), no, no)),
     ):
         base = network(inputs, T, cond(with_0))
         assert not torch.allclose(base, network(inputs, T, cond(other)), atol=1e-5)
@@ -114,9 +111,9 @@ def test_a_token_of_id_0_inside_a_caption_is_no_padding(tmp_path: Path) -> None:
 
 def test_fully_dropped_decoder_ignores_caption_and_z_i() -> None:
     network, x = decoder(True), torch.randn(2, 3, 8, 8)
-    null = network(x, T, DecoderCondition(IDS, z(1), drops(True, True), drops(True, True)))
+    null = network(x, T, DecoderCondition(CAPTIONS, z(1), drops(True, True), drops(True, True)))
     assert torch.equal(
-        null, network(x, T, DecoderCondition(IDS.flip(0), z(2), drops(False, False), drops(False, False)).null())
+        null, network(x, T, DecoderCondition(FLIPPED, z(2), drops(False, False), drops(False, False)).null())
     )
 
 
@@ -124,21 +121,23 @@ def test_each_condition_matters_only_where_it_is_kept() -> None:
     network, x = decoder(True), torch.randn(2, 3, 8, 8)
     yes, no = drops(True, True), drops(False, False)
 
-    def out(ids: Tensor, z_i: Tensor, drop_caption: Tensor, drop_clip: Tensor) -> Tensor:
-        return network(x, T, DecoderCondition(ids, z_i, drop_caption, drop_clip))
+    def out(captions: Captions, z_i: Tensor, drop_caption: Tensor, drop_clip: Tensor) -> Tensor:
+        return network(x, T, DecoderCondition(captions, z_i, drop_caption, drop_clip))
 
-    assert torch.equal(out(IDS, z(1), no, yes), out(IDS, z(2), no, yes))
-    assert torch.equal(out(IDS, z(1), yes, no), out(IDS.flip(0), z(1), yes, no))
-    both = out(IDS, z(1), no, no)
-    assert not torch.allclose(both, out(IDS, z(2), no, no)) and not torch.allclose(both, out(IDS.flip(0), z(1), no, no))
+    assert torch.equal(out(CAPTIONS, z(1), no, yes), out(CAPTIONS, z(2), no, yes))
+    assert torch.equal(out(CAPTIONS, z(1), yes, no), out(FLIPPED, z(1), yes, no))
+    both = out(CAPTIONS, z(1), no, no)
+    assert not torch.allclose(both, out(CAPTIONS, z(2), no, no)) and not torch.allclose(
+        both, out(FLIPPED, z(1), no, no)
+    )
 
 
 def test_masks_are_per_row_and_encoding_once_is_the_same() -> None:
     network, x = decoder(True), torch.randn(2, 3, 8, 8)
-    cond = DecoderCondition(IDS, z(1), drops(True, False), drops(False, True))
+    cond = DecoderCondition(CAPTIONS, z(1), drops(True, False), drops(False, True))
     one_by_one = []
     for i in (slice(0, 1), slice(1, 2)):
-        row = DecoderCondition(IDS[i], z(1)[i], cond.drop_caption[i], cond.drop_clip[i])
+        row = DecoderCondition(Captions(IDS[i], COUNTS[i]), z(1)[i], cond.drop_caption[i], cond.drop_clip[i])
         one_by_one.append(network(x[i], T[i], row))
     assert torch.allclose(network(x, T, cond), torch.cat(one_by_one), atol=1e-5)
     assert torch.equal(network(x, T, cond), network(x, T, network.encode(cond)))
@@ -148,7 +147,7 @@ def test_glide_has_no_place_for_z_i() -> None:
     network, x = decoder(False), torch.randn(2, 3, 8, 8)
     no = drops(False, False)
     assert torch.equal(
-        network(x, T, DecoderCondition(IDS, z(1), no, no)), network(x, T, DecoderCondition(IDS, None, no, no))
+        network(x, T, DecoderCondition(CAPTIONS, z(1), no, no)), network(x, T, DecoderCondition(CAPTIONS, None, no, no))
     )
     assert not any("clip" in name for name, _ in network.named_parameters())
 
@@ -170,24 +169,32 @@ def test_parameter_counts_of_the_paper_preset() -> None:
     assert millions(d) == pytest.approx(3563, abs=1)
 
 
-def test_a_text_encoder_copied_from_clip_gives_its_token_states_and_stays_frozen(tmp_path: Path) -> None:
-    clip = load_clip_folder(save_tiny_clip(tmp_path))
-    settings = TextEncoderSettings(start="clip", width=32, depth=2, heads=2)
-    encoder = TextEncoder(settings, clip.vocab_size, clip.context_length)
-    encoder.copy_clip(clip.model)
-    ids = clip.tokenize(["a large red cross on a white background", "a ring"])
-    states, final = encoder(ids, torch.zeros(2, dtype=torch.bool))
-    expected, real = clip.token_states(ids), caption_mask(ids)
-    assert torch.allclose(states[real], expected[real], atol=1e-5)
-    assert torch.allclose(final, expected[torch.arange(2), ids.argmax(1)], atol=1e-5)
-    trained = {name for name, p in encoder.named_parameters() if p.requires_grad}
-    assert trained == {"padding_embedding", "null_embedding"}
+def frozen() -> Decoder:
+    """A decoder that reads the states of a CLIP of width 16."""
+    torch.manual_seed(0)
+    text = TextEncoderSettings(start="clip", width=16, depth=1, heads=2)
+    return Decoder(SMALL_DECODER.model_copy(update={"text": text}), CLIP, True).eval()
 
 
-def test_a_clip_of_another_shape_is_refused(tmp_path: Path) -> None:
-    clip = load_clip_folder(save_tiny_clip(tmp_path))
-    encoder = TextEncoder(
-        TextEncoderSettings(start="clip", width=64, depth=2, heads=2), clip.vocab_size, clip.context_length
-    )
-    with pytest.raises(UserError, match=r"text tower has \(32, 2, 2\), the config says \(64, 2, 2\)"):
-        encoder.copy_clip(clip.model)
+def with_states(seed: int) -> Captions:
+    return Captions(IDS, COUNTS, torch.randn(2, 6, 16, generator=torch.Generator().manual_seed(seed)))
+
+
+def test_a_decoder_that_reads_clips_states_has_no_text_transformer() -> None:
+    network, x, no = frozen(), torch.randn(2, 3, 8, 8), drops(False, False)
+    assert network.reads_states and not decoder(True).reads_states
+    assert {name for name, _ in network.text_encoder.named_parameters()} == {"padding_embedding", "null_embedding"}
+    captions = with_states(0)
+    base = network(x, T, DecoderCondition(captions, z(1), no, no))
+    assert not torch.allclose(base, network(x, T, DecoderCondition(with_states(1), z(1), no, no)))
+    behind = torch.where(captions.mask()[..., None], captions.states, torch.nan)
+    assert torch.equal(base, network(x, T, DecoderCondition(Captions(IDS, COUNTS, behind), z(1), no, no)))
+    null = network(x, T, DecoderCondition(captions, z(1), no, no).null())
+    assert torch.equal(null, network(x, T, DecoderCondition(with_states(1), z(2), no, no).null()))
+    assert not torch.allclose(null, base)
+
+
+def test_every_parameter_of_a_decoder_that_reads_states_gets_a_gradient() -> None:
+    network, mixed = frozen(), drops(True, False)
+    network(torch.randn(2, 3, 8, 8), T, DecoderCondition(with_states(0), z(1), mixed, mixed)).square().mean().backward()
+    assert [name for name, w in network.named_parameters() if w.grad is None] == []

@@ -7,7 +7,7 @@ import torch
 
 from training.diffusion.losses import loss_by_bucket, losses
 from training.diffusion.process import Process
-from training.settings import DiffusionSettings
+from training.tables import DiffusionSettings
 
 PREDICTIONS = ("eps", "x0", "v")
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from training.diffusion.guidance import guided
 from training.diffusion.process import Process
 from training.diffusion.samplers import NoiseStream, ancestral, ddim
-from training.settings import DiffusionSettings
+from training.tables import DiffusionSettings
 
 MEAN, STD = 0.7, 0.4
 

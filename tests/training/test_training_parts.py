@@ -15,11 +15,14 @@ from embed.reading.reader import PairBatch
 from tests.conftest import make_config
 from training.__main__ import COMMANDS
 from training.loop.pixels import PixelStore, reduce_image, to_uint8, to_unit
-from training.settings import ClipArchitecture
-from training.systems import fixed_batches, keep_closest
+from training.sampling.batches import fixed_batches
+from training.sampling.prior import keep_closest
+from training.settings import DecoderSettings
+from training.tables import ClipArchitecture
 from training.tasks.clip import clip_pixels, model_config, normalised, retrieval
 from training.tasks.decoder import DecoderTask
-from training.tasks.prior import cosines, spread
+from training.tasks.pairs import spread
+from training.tasks.prior import cosines
 
 
 def test_uint8_is_rounded_and_inverts_to_unit() -> None:
@@ -78,10 +81,8 @@ def test_batches_have_one_size_and_cover_every_row_once() -> None:
     ],
 )
 def test_drop_rates(kind: str, expected: dict[str, float]) -> None:
-    from training.settings import DecoderSettings
-
     task = object.__new__(DecoderTask)
-    task.name, task.settings = kind, DecoderSettings()  # type: ignore[assignment]
+    task.name, task.settings = kind, DecoderSettings()
     n = 100_000
     no_caption, no_clip = task.draw_drops(n, torch.Generator().manual_seed(0))
     found = {

@@ -12,15 +12,17 @@ from safetensors.torch import load_file, save_file
 
 from data.pipeline.artifacts import Artifact
 from data.pipeline.config import parse_config
-from data.pipeline.errors import UserError
+from data.pipeline.errors import Code, UserError
 from data.pipeline.run import Run
 from embed.clip.model import load_clip
 from embed.reading.reader import EmbeddingReader
 from tests.conftest import make_config, tree_bytes
-from training.checkpoints import load_decoder, load_prior
-from training.systems import SamplingOptions, load_system, sample_decoder
-from training.tasks.decoder import train_decoder
-from training.tasks.prior import train_prior
+from training.launch import train
+from training.sampling.decoder import load_decoder, sample_decoder
+from training.sampling.prior import load_prior
+from training.systems import SamplingOptions, load_system
+from training.tasks.decoder import glide_stage
+from training.tasks.prior import prior_stage
 
 OPTIONS = SamplingOptions(guidance_prior=1.5, guidance_decoder=2.0, steps_prior=3, steps_decoder=3, batch=4)
 CAPTIONS = ["a red square", "a small green circle on a white background", "two blue triangles", "a star", ""]
@@ -32,7 +34,7 @@ def test_artifacts_are_complete_and_say_what_they_are(trained_run: Run) -> None:
         artifact = trained_run.model(name)
         assert artifact.verify() == []
         config = json.loads((artifact.folder / "config.json").read_bytes())
-        assert (config["kind"], config["step"], config["inputs"]["clip"]) == (kind, 3, identity)
+        assert (config["kind"], config["step"], config["inputs"]["@clip"]) == (kind, 3, identity)
         log = pq.read_table(artifact.folder / "log.parquet").to_pylist()
         assert [row["step"] for row in log if row["name"] == "loss"] == [1, 2, 3]
         assert {"val/loss"} <= {row["name"] for row in log}
@@ -59,14 +61,15 @@ def test_training_again_does_nothing_and_another_run_gives_the_same_bytes(traine
     folder = trained_run.model("prior").folder
     before = tree_bytes(folder)
     stamp = (folder / "model.safetensors").stat().st_mtime_ns
-    train_prior(trained_run)
+    train(trained_run, prior_stage(trained_run))
     assert (folder / "model.safetensors").stat().st_mtime_ns == stamp
     shutil.copytree(
         trained_run.folder, tmp_path / "t", ignore=shutil.ignore_patterns("models", "config.toml", "*.lock")
     )
     tables = trained_run.config.to_dict()
     tables["run"]["folder"] = str(tmp_path)
-    train_prior(Run(parse_config(tables, "test")))
+    other = Run(parse_config(tables, "test"))
+    train(other, prior_stage(other))
     assert tree_bytes(tmp_path / "t" / "models" / "prior") == before
 
 
@@ -75,16 +78,18 @@ def test_trained_models_are_refused_not_replaced(trained_run: Run, tmp_path: Pat
     tables = trained_run.config.to_dict()
     tables["run"]["folder"] = str(tmp_path)
     tables["prior"]["drop"] = 0.2
-    with pytest.raises(UserError, match=r"prior\.drop = 0\.1, this config says 0\.2"):
-        train_prior(Run(parse_config(tables, "test")))
+    other = Run(parse_config(tables, "test"))
+    with pytest.raises(UserError, match=r"prior\.drop = 0\.1, this config says 0\.2") as error:
+        train(other, prior_stage(other))
+    assert error.value.code == Code.OTHER_CONFIG
 
 
 def test_missing_inputs_name_the_make_target(tmp_path: Path) -> None:
     run = Run(make_config(tmp_path))
     with pytest.raises(UserError, match="make embeddings"):
-        train_prior(run)
+        prior_stage(run)
     with pytest.raises(UserError, match="make dataset"):
-        train_decoder(run, "glide")
+        glide_stage(run)
     with pytest.raises(UserError, match="make train"):
         load_prior(run.model("prior"))
 
@@ -100,8 +105,9 @@ def copy_of(artifact: Artifact, folder: Path) -> Artifact:
 
 
 def test_another_clip_and_another_kind_are_refused(trained_run: Run) -> None:
-    with pytest.raises(UserError, match="trained beside the CLIP"):
+    with pytest.raises(UserError, match="trained beside the CLIP") as error:
         load_decoder(trained_run.model("decoder"), "0" * 64)
+    assert error.value.code == Code.FOREIGN
     with pytest.raises(UserError, match="holds a glide, not a prior"):
         load_prior(trained_run.model("glide"))
     with pytest.raises(UserError, match="holds a prior, not a decoder or glide"):
@@ -124,12 +130,18 @@ def test_weights_that_do_not_fit_are_refused_in_words(trained_run: Run, tmp_path
     path.write_bytes(b"not safetensors")
     with pytest.raises(UserError, match="cannot be read"):
         load_prior(artifact)
-    (artifact.folder / "config.json").write_text('{"format": 1, "kind": "prior"}')
+    (artifact.folder / "config.json").write_text('{"format": 2, "kind": "prior"}')
     with pytest.raises(UserError, match="does not describe a model: KeyError"):
         load_prior(artifact)
-    (artifact.folder / "config.json").write_text('{"format": 99}')
-    with pytest.raises(UserError, match="format 99"):
+
+
+@pytest.mark.parametrize("found", [1, 99])
+def test_another_format_is_refused(trained_run: Run, tmp_path: Path, found: int) -> None:
+    artifact = copy_of(trained_run.model("prior"), tmp_path / "prior")
+    (artifact.folder / "config.json").write_text(json.dumps({"format": found}))
+    with pytest.raises(UserError, match=f"has format {found}, this version reads 2") as error:
         load_prior(artifact)
+    assert error.value.code == Code.OTHER_VERSION
 
 
 @pytest.mark.parametrize("name", ["unclip", "glide"])
@@ -157,7 +169,7 @@ def test_caption_only_and_embedding_only_rows(trained_run: Run) -> None:
     z = system.clip.encode_text(ids)
 
     def draw(ids: torch.Tensor, z_i: torch.Tensor | None, drop_caption: bool) -> np.ndarray:
-        return sample_decoder(system.decoder, ids, z_i, [0, 0], 1.0, 2, 4, drop_caption=drop_caption)
+        return sample_decoder(system.decoder, system.clip, ids, z_i, [0, 0], 1.0, 2, 4, drop_caption=drop_caption)
 
     assert np.array_equal(draw(ids, z, True), draw(ids.flip(0), z, True))
     assert not np.array_equal(draw(ids, z, True), draw(ids, z.flip(0), True))

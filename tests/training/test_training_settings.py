@@ -1,13 +1,16 @@
 """Presets, defaults and refusals of the three sections."""
 
 import json
+import pickle
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
-from data.pipeline.config import parse_config
-from data.pipeline.errors import UserError
-from training.settings import ClipTrainingSettings, DecoderSettings, OptimiserSettings, PriorSettings
+from data.pipeline.config import load_config, parse_config
+from data.pipeline.errors import Code, UserError
+from training.settings import ClipTrainingSettings, DecoderSettings, PriorSettings, SystemsSettings
+from training.tables import OptimiserSettings
 
 RUN = {"run": {"name": "x"}, "dataset": {"scenes": {"samples": 1}}}
 
@@ -76,3 +79,64 @@ def test_checkpoint_interval_does_not_shape_the_model() -> None:
     assert PriorSettings(checkpoint_seconds=1).shaping() == PriorSettings(checkpoint_seconds=2).shaping()
     with pytest.raises(ValidationError):
         OptimiserSettings(steps=0)
+
+
+def test_systems_are_rows_in_the_order_of_the_config() -> None:
+    default = parse_config(dict(RUN), "test")[SystemsSettings]
+    assert list(default.rows) == ["unclip", "glide"] and default.models() == ("prior", "decoder", "glide")
+    given = {"b": {"decoder": "glide"}, "a-1": {"prior": "prior", "decoder": "decoder"}}
+    config = parse_config({**RUN, "systems": given}, "test")
+    assert config.to_dict()["systems"] == given
+    assert list(config[SystemsSettings].rows) == ["b", "a-1"]
+    assert config[SystemsSettings].rows["b"].prior is None and config.at("systems.a-1").prior == "prior"
+    assert pickle.loads(pickle.dumps(config[SystemsSettings])) == config[SystemsSettings]  # noqa: S301
+    again = parse_config(json.loads(json.dumps(config.to_dict())), "test")
+    assert again[SystemsSettings] == config[SystemsSettings]
+
+
+def test_a_row_can_be_overridden_on_the_command_line(tmp_path: Path) -> None:
+    for file in ("demo", "smoke"):
+        config = load_config(f"configs/{file}.toml", ["systems.unclip.decoder=glide"])
+        assert config[SystemsSettings].rows["unclip"].model_dump() == {"prior": "prior", "decoder": "glide"}
+        assert list(config[SystemsSettings].rows) == ["unclip", "glide"]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"unclip": {"decoder": "glide", "decodr": "x"}}, "unknown key systems.unclip.decodr"),
+        ({"unclip": {"prior": "prior"}}, "systems.unclip.decoder is required"),
+        ({"unclip": {"decoder": 3}}, "systems.unclip.decoder"),
+        ({"unclip": "decoder"}, "systems.unclip"),
+        ({"Un Clip": {"decoder": "glide"}}, "lower-case letters"),
+        ({"x": {"decoder": "upsampler"}}, "systems.x.decoder = 'upsampler' is no decoder that can be trained; known: decoder, glide"),
+        ({"x": {"prior": "glide", "decoder": "decoder"}}, "systems.x.prior = 'glide' is no prior that can be trained; known: prior"),
+    ],
+)  # fmt: skip
+def test_rows_that_name_nothing_are_refused(given: dict[str, object], said: str) -> None:
+    with pytest.raises(UserError, match=said) as error:
+        parse_config({**RUN, "systems": given}, "test")
+    assert error.value.code == Code.USAGE
+
+
+def test_a_decoder_larger_than_the_stored_images_is_refused_where_it_is_trained() -> None:
+    tables = {**RUN, "decoder": {"architecture": {"side": 64}}}
+    small = {"dataset": {"scenes": {"samples": 1}, "image": {"size": 32}}}
+    with pytest.raises(UserError, match=r"decoder\.architecture\.side = 64.*dataset\.image\.size = 32"):
+        parse_config({**tables, **small}, "test")
+    whole = {"dataset": {"scenes": {"samples": 1}, "image": {"size": 32, "mode": "no"}}}
+    parse_config({**tables, **whole}, "test")  # sizes are known when the images are
+
+
+def test_frozen_states_need_the_shape_of_the_clip_that_is_trained() -> None:
+    text = {"start": "clip", "width": 128, "depth": 2, "heads": 4}
+    parse_config({**RUN, "decoder": {"architecture": {"text": text}}}, "test")
+    for key, value in (("width", 96), ("depth", 3), ("heads", 2)):
+        with pytest.raises(UserError, match=rf"whose {key} .* is \d+; decoder\.architecture\.text\.{key} = {value}"):
+            parse_config({**RUN, "decoder": {"architecture": {"text": {**text, key: value}}}}, "test")
+    # Another CLIP's shape is known when it is loaded.
+    elsewhere = {
+        "clip": {"source": "checkpoint", "path": "x"},
+        "decoder": {"architecture": {"text": {**text, "width": 96}}},
+    }
+    parse_config({**RUN, **elsewhere}, "test")

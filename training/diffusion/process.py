@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from training.settings import DiffusionSettings
+from training.tables import DiffusionSettings
 
 
 def cosine_betas(T: int) -> Tensor:

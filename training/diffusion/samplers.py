@@ -11,7 +11,7 @@ from torch import Tensor
 
 from training.diffusion.guidance import Denoiser
 from training.diffusion.process import Process
-from training.loop.seeds import derived_seed
+from training.seeds import derived_seed
 
 
 class NoiseStream:

@@ -1,4 +1,4 @@
-"""How computations run: precision, attention kernel, and seeds derived from seeds."""
+"""How computations run: precision, attention kernel, device."""
 
 import contextlib
 from collections.abc import Iterator

@@ -2,7 +2,7 @@
 
 import math
 
-from training.settings import OptimiserSettings
+from training.tables import OptimiserSettings
 
 
 def learning_rate(step: int, settings: OptimiserSettings) -> float:

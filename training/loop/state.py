@@ -23,6 +23,7 @@ from data.pipeline.faults import boundary
 from training.loop.ema import Ema
 
 KEPT = 2
+LogRow = tuple[int, str, float]  # step, name, value
 
 
 @dataclass
@@ -32,7 +33,7 @@ class Progress:
     step: int = 0
     loss_sum: float = 0.0
     loss_count: int = 0
-    log: list[tuple[int, str, float]] = field(default_factory=list)
+    log: list[LogRow] = field(default_factory=list)
 
 
 def save_state(folder: Path, network: nn.Module, ema: Ema, optimiser: torch.optim.Optimizer, done: Progress) -> None:

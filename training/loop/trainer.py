@@ -3,59 +3,49 @@
 import contextlib
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Generic
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
+from accelerate import Accelerator
 from torch import Tensor, nn
 
-from data.pipeline.errors import UserError
+from data.pipeline.errors import Code, UserError
 from data.pipeline.progress import progress
 from training.loop.ema import Ema
+from training.loop.feed import Feed
 from training.loop.precision import computing
 from training.loop.schedule import learning_rate
-from training.loop.seeds import derived_seed, seeded
-from training.loop.state import load_state, parameter_groups, save_state
-from training.settings import OptimiserSettings
-from training.tasks.task import Task
-
-LogRow = tuple[int, str, float]
+from training.loop.state import LogRow, load_state, parameter_groups, save_state
+from training.loop.task import B, Task
+from training.seeds import derived_seed, seeded
+from training.tables import OptimiserSettings
 
 
-class Stream:
-    """The endless sequence of items: epoch after epoch, each in its own order. Any stretch of it can be asked for."""
+class Trainer(Generic[B]):
+    """Trains `task.network` in place and its average beside it, keeping its working state in `folder`.
 
-    def __init__(self, task: Task) -> None:
-        self._task = task
-        self._epoch, self._order = -1, np.zeros(0, dtype=np.int64)
-
-    def take(self, start: int, count: int) -> NDArray[np.int64]:
-        taken = []
-        while count > 0:
-            epoch, offset = divmod(start, self._task.size)
-            if epoch != self._epoch:
-                self._epoch, self._order = epoch, self._task.order(epoch)
-            taken.append(self._order[offset : offset + count])
-            start, count = start + len(taken[-1]), count - len(taken[-1])
-        return np.concatenate(taken)
-
-
-class Trainer:
-    """Trains `task.network` in place and its average beside it, keeping its working state in `folder`."""
+    Raises UserError where there is nothing to train on, or where the batch does not divide evenly among processes and slices.
+    """
 
     def __init__(
-        self, task: Task, settings: OptimiserSettings, seed: int, folder: Path, checkpoint_seconds: float
+        self, task: Task[B], settings: OptimiserSettings, seed: int, folder: Path, checkpoint_seconds: float
     ) -> None:
-        from accelerate import Accelerator
-
         if task.size == 0:
-            raise UserError(f"{task.name}: there is nothing to train on: the view keeps no pair of the split train")
+            raise UserError(
+                f"{task.name}: there is nothing to train on: the view keeps no pair of the split train", Code.EMPTY
+            )
         self.task, self.settings, self.seed, self.folder = task, settings, seed, folder
         self.checkpoint_seconds = checkpoint_seconds
-        self.accelerator = Accelerator(
-            mixed_precision="no"
-        )  # autocast is ours: accelerate's is one for the whole process
+        # Autocast is ours: accelerate's is one for the whole process.
+        self.accelerator = Accelerator(mixed_precision="no")
+        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
+        if settings.batch % (ranks * settings.accumulation):
+            raise UserError(
+                f"{task.name}: optimiser.batch = {settings.batch} does not divide among {ranks} processes with accumulation = "
+                f"{settings.accumulation}; make it a multiple of {ranks * settings.accumulation}"
+            )
         self.device = self.accelerator.device
         self.network = task.network.to(self.device)
         optimiser = torch.optim.AdamW(
@@ -66,10 +56,15 @@ class Trainer:
         self.done = load_state(folder, self.network, self.ema, optimiser)
         self.optimiser = optimiser
         self.model, self.prepared = self.accelerator.prepare(self.network, optimiser)
-        self.stream = Stream(task)
+        self.feed: Feed[B] = Feed(task.order, task.size, task.fetch, settings.batch, rank, ranks, settings.accumulation)
 
     def run(self) -> tuple[nn.Module, list[LogRow]]:
         """Train to the last step. Returns the averaged network and the log."""
+        with contextlib.closing(self.feed):
+            self._run()
+        return self.ema.module, self.done.log
+
+    def _run(self) -> None:
         saved, settings = time.monotonic(), self.settings
         with progress(self.task.name, settings.steps, "steps") as bar:
             bar.advance(self.done.step)
@@ -84,7 +79,6 @@ class Trainer:
                 if last or time.monotonic() - saved > self.checkpoint_seconds:
                     self.save()
                     saved = time.monotonic()
-        return self.ema.module, self.done.log
 
     def update(self, step: int) -> float:
         """One update of weights and average; returns the batch's mean loss."""
@@ -92,11 +86,11 @@ class Trainer:
         self.model.train()
         for group in self.prepared.param_groups:
             group["lr"] = learning_rate(step, settings)
-        slices, total = self.slices(step), 0.0
-        for i, items in enumerate(slices):
+        slices, total = self.feed.take(step), 0.0
+        for i, batch in enumerate(slices):
             last = i + 1 == len(slices)
             with contextlib.nullcontext() if last else accelerator.no_sync(self.model):
-                loss = self.loss(items, step, i)
+                loss = self.loss(batch, step, i)
                 accelerator.backward(loss / len(slices))
             total += loss.item() / len(slices)
         if not math.isfinite(total):
@@ -109,18 +103,12 @@ class Trainer:
         self.ema.update(self.network, step)
         return total
 
-    def loss(self, items: NDArray[np.int64], step: int, index: int) -> Tensor:
+    def loss(self, batch: B, step: int, index: int) -> Tensor:
         """Loss of one slice. Noise and dropout depend on (seed, step, slice, process) alone."""
         parts = ("train", self.seed, step, index, self.accelerator.process_index)
         with seeded(*parts, device=self.device), computing(self.settings.precision, self.device):
             generator = torch.Generator().manual_seed(derived_seed("noise", *parts))
-            return self.task.loss(self.model, items, generator, self.device)
-
-    def slices(self, step: int) -> list[NDArray[np.int64]]:
-        """This process's share of the step's batch, cut for accumulation."""
-        batch = self.stream.take(step * self.settings.batch, self.settings.batch)
-        mine = batch[self.accelerator.process_index :: self.accelerator.num_processes]
-        return np.array_split(mine, self.settings.accumulation)
+            return self.task.loss(self.model, batch, generator, self.device)
 
     def record(self, loss: float) -> None:
         done = self.done
@@ -141,6 +129,6 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
 
-def final_numbers(log: list[LogRow]) -> dict[str, float]:
+def final_numbers(log: Sequence[LogRow]) -> dict[str, float]:
     """The last value of every name in a log."""
     return {name: value for _, name, value in log}

@@ -1,1 +1,1 @@
-"""Networks, on diffusers' model classes."""
+"""Networks, on diffusers' model classes; nothing else imports diffusers."""

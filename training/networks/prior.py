@@ -1,9 +1,10 @@
-"""The networks, on diffusers' model classes; this is the one module that imports diffusers.
+"""The diffusion prior, on diffusers' PriorTransformer.
 
-Both are called as `network(x, t, cond)`. A condition says by masks which of its rows are dropped, so that guidance, training
+Networks are called as `network(x, t, cond)`. A condition says by masks which of its rows are dropped, so that guidance, training
 with dropout and the null condition are the same code.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,8 +12,7 @@ from diffusers import PriorTransformer
 from torch import Tensor, nn
 
 from training.networks.conditions import ClipShape, PriorCondition
-from training.networks.text import caption_mask
-from training.settings import PriorArchitecture
+from training.tables import PriorArchitecture
 
 # Per-dimension standard deviation of the prior's inputs: 17.2 / sqrt(1024), "to match the empirical variance of RGB pixel
 # values of ImageNet images scaled to [-1, 1]" (paper, appendix C).
@@ -51,9 +51,14 @@ class Prior(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, cond: PriorCondition) -> Tensor:
         """x (n, d), t int64 (n,) -> the estimate of x_0, float32 (n, d)."""
-        kept = caption_mask(cond.token_ids) & ~cond.drop[:, None]
+        kept = cond.captions.mask() & ~cond.drop[:, None]
         z_t = torch.where(cond.drop[:, None], self.null_z_t, self.scale(cond.z_t))
         # The mask is always given: without one PriorTransformer also leaves out its causal mask.
-        out = self.transformer(x, t, z_t, self.token_embedding(cond.token_ids), attention_mask=kept)
+        out = self.transformer(x, t, z_t, self.token_embedding(cond.captions.ids), attention_mask=kept)
         predicted: Tensor = out.predicted_image_embedding
         return predicted.float()
+
+
+def build_prior(config: Mapping[str, Any]) -> Prior:
+    """The untrained network that a model's config describes. Raises KeyError, TypeError or ValueError."""
+    return Prior(PriorArchitecture(**config["architecture"]), ClipShape(**config["clip"]))

@@ -1,5 +1,6 @@
 """The decoder and its GLIDE twin, on diffusers' UNet."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -7,8 +8,8 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from training.networks.conditions import ClipShape, DecoderCondition, DecoderContext
-from training.networks.text import TextEncoder
-from training.settings import DecoderArchitecture
+from training.networks.text import FrozenStates, TextEncoder
+from training.tables import DecoderArchitecture
 
 CLIP_TOKENS = 4
 
@@ -53,12 +54,17 @@ class Decoder(nn.Module):
             attention_head_dim=settings.head_channels, cross_attention_dim=settings.text.width,
             resnet_time_scale_shift="scale_shift", class_embed_type="identity",
         )  # fmt: skip
-        self.text_encoder = TextEncoder(settings.text, clip.vocab_size, clip.context_length)
+        self.reads_states = settings.text.start == "clip"  # captions must bring the states of the frozen CLIP
+        self.text_encoder = (
+            FrozenStates(settings.text.width)
+            if self.reads_states
+            else TextEncoder(settings.text, clip.vocab_size, clip.context_length)
+        )
         self.conditioning = Conditioning(clip.embed_dim, settings.text.width, 4 * settings.channels[0], use_clip)
 
     def encode(self, cond: DecoderCondition) -> DecoderContext:
         """The part of the network that does not depend on x and t; a sampler computes it once."""
-        states, final = self.text_encoder(cond.token_ids, cond.drop_caption)
+        states, final = self.text_encoder(cond.captions, cond.drop_caption)
         context: DecoderContext = self.conditioning(states, final, cond.z_i, cond.drop_clip)
         return context
 
@@ -67,3 +73,9 @@ class Decoder(nn.Module):
         context = self.encode(cond) if isinstance(cond, DecoderCondition) else cond
         out: Tensor = self.unet(x, t, context.tokens, class_labels=context.embedding).sample
         return out.float()
+
+
+def build_decoder(config: Mapping[str, Any]) -> Decoder:
+    """The untrained network that a model's config describes, of either kind. Raises KeyError, TypeError or ValueError."""
+    architecture, clip = DecoderArchitecture(**config["architecture"]), ClipShape(**config["clip"])
+    return Decoder(architecture, clip, use_clip=config["kind"] == "decoder")

@@ -19,18 +19,22 @@ from torch.nn.functional import cross_entropy
 
 from data.dataset.plan import read_plan
 from data.dataset.shards import ShardReader
-from data.pipeline.artifacts import Artifact, PartSpec, canonical_json
-from data.pipeline.errors import UserError
+from data.pipeline.artifacts import canonical_json
+from data.pipeline.errors import Code, UserError
 from data.pipeline.run import Run
+from data.pipeline.stage import PartSpec, Stage
 from data.views.reading import kept_pairs
 from embed.clip.model import BPE_FILE, load_clip_folder, save_clip, shrink_bpe, tokenizer_for
-from embed.settings import ClipSettings
-from training.checkpoints import LOG, run_of, train_model, write_log
+from training.checkpoints import LOG, write_log
 from training.loop.pixels import PixelStore
-from training.loop.seeds import seeded
+from training.loop.state import LogRow
 from training.loop.trainer import Trainer, final_numbers
-from training.settings import ClipArchitecture, ClipTrainingSettings
+from training.seeds import seeded
+from training.settings import ClipTrainingSettings
+from training.tables import ClipArchitecture
+from training.tasks.part import Work, references, training_alone, training_stage
 
+STAGE_VERSION = 1
 MAX_LOGIT_SCALE = 100.0  # Radford et al. 2021, section 2.5
 
 
@@ -78,6 +82,14 @@ def _column(values: Sequence[float]) -> Tensor:
     return torch.tensor(values).view(3, 1, 1)
 
 
+@dataclass(frozen=True)
+class ClipBatch:
+    """n images of the split train: their numbers int64 (n,), and pixels uint8 (n, 3, size, size)."""
+
+    items: NDArray[np.int64]
+    pixels: Tensor
+
+
 class ClipTask:
     """Symmetric contrastive loss over a batch of images, each with one of its captions."""
 
@@ -99,13 +111,15 @@ class ClipTask:
     def order(self, epoch: int) -> NDArray[np.int64]:
         return np.random.default_rng([self.seed, epoch]).permutation(self.size)
 
-    def loss(
-        self, model: nn.Module, items: NDArray[np.int64], generator: torch.Generator, device: torch.device
-    ) -> Tensor:
+    def fetch(self, items: NDArray[np.int64]) -> ClipBatch:
+        return ClipBatch(items, self.pixels.fetch([self.train.keys[i] for i in items]))
+
+    def loss(self, model: nn.Module, batch: ClipBatch, generator: torch.Generator, device: torch.device) -> Tensor:
         with torch.no_grad():
             self.network.logit_scale.clamp_(max=float(np.log(MAX_LOGIT_SCALE)))
+        items = batch.items
         drawn = (torch.rand(len(items), generator=generator) * self.counts[items]).long()
-        images = normalised(self.pixels.fetch([self.train.keys[i] for i in items])).to(device)
+        images = normalised(batch.pixels).to(device)
         z_i, z_t, scale = model(images, self.ids[self.first[items] + drawn].to(device))
         logits = scale.float() * z_i.float() @ z_t.float().T
         truth = torch.arange(len(items), device=device)
@@ -132,32 +146,33 @@ def retrieval(z_i: Tensor, z_t: Tensor) -> dict[str, float]:
     return found
 
 
-def train_clip(run: Run) -> Artifact | None:
-    """`clip/`, or None where the profile names a CLIP that exists already."""
-    if run.config[ClipSettings].source != "run":
-        return None
-    inputs = {
-        "dataset": run.dataset.require("make dataset").digest(),
-        "view": run.view("base").require("make dataset").digest(),
-    }
-    return train_model(run, run.clip, "clip", run.config[ClipTrainingSettings], inputs, make_clip)
+def clip_stage(run: Run) -> Stage:
+    """`clip/`, from pixels and the view `base`. Raises UserError for what is missing or stale."""
+    inputs, settings = references(run, "dataset", "views/base"), run.config[ClipTrainingSettings]
+    return training_stage(run, "clip", run.clip.folder, STAGE_VERSION, settings, inputs, make_clip)
 
 
 def make_clip(spec: PartSpec, attempt: Path) -> Mapping[str, int]:
-    run = run_of(spec)
-    settings = run.config[ClipTrainingSettings]
-    train, val = captioned_images(run, "train"), captioned_images(run, "val", settings.validation_samples)
-    vocab_size = shrink_bpe([caption for captions in train.captions for caption in captions], attempt / BPE_FILE)
-    config = model_config(settings.architecture, vocab_size)
-    pixels = PixelStore(ShardReader(run.dataset), train.keys + val.keys, settings.architecture.image_size, clip_pixels)
-    task = ClipTask(settings, config, tokenizer_for(config, attempt / BPE_FILE), train, val, pixels, run.seed)
-    trainer = Trainer(task, settings.optimiser, run.seed, Path(spec.payload["work"]), settings.checkpoint_seconds)
-    average, log = trainer.run()
+    """Train, and write a CLIP's files into `attempt`."""
+    work: Work = spec.work
+    run, settings = work.run, work.run.config[ClipTrainingSettings]
+    with training_alone():
+        train, val = captioned_images(run, "train"), captioned_images(run, "val", settings.validation_samples)
+        vocab_size = shrink_bpe([caption for captions in train.captions for caption in captions], attempt / BPE_FILE)
+        config, size = model_config(settings.architecture, vocab_size), settings.architecture.image_size
+        pixels = PixelStore(ShardReader(run.dataset), train.keys + val.keys, size, clip_pixels)
+        task = ClipTask(settings, config, tokenizer_for(config, attempt / BPE_FILE), train, val, pixels, run.seed)
+        average, log = Trainer(task, settings.optimiser, run.seed, work.state, settings.checkpoint_seconds).run()
+        write_clip(attempt, average, config, log)
+        return {"images": len(train.keys), "parameters": sum(p.numel() for p in average.parameters())}
+
+
+def write_clip(attempt: Path, average: nn.Module, config: Mapping[str, Any], log: Sequence[LogRow]) -> None:
+    """Write what a finished training gives: the CLIP in its own format, its log, and its last numbers beside its identity."""
     save_clip(attempt, average, config)
     write_log(attempt / LOG, log)
     identity = {"identity": load_clip_folder(attempt).identity}
     (attempt / "metrics.json").write_bytes(canonical_json(final_numbers(log) | identity))
-    return {"images": len(train.keys), "parameters": sum(p.numel() for p in average.parameters())}
 
 
 def captioned_images(run: Run, split: str, limit: int | None = None) -> CaptionedImages:
@@ -169,7 +184,9 @@ def captioned_images(run: Run, split: str, limit: int | None = None) -> Captione
         if pair["key"] in captions_of:
             kept.setdefault(pair["key"], []).append(captions_of[pair["key"]][pair["caption_index"]])
     if not kept:
-        raise UserError(f"the view base keeps no image of the split {split}; loosen [views.base] or use more images")
+        raise UserError(
+            f"the view base keeps no image of the split {split}; loosen [views.base] or use more images", Code.EMPTY
+        )
     keys = sorted(kept)
     if limit is not None and limit < len(keys):
         keys = [keys[i * len(keys) // limit] for i in range(limit)]

@@ -1,8 +1,8 @@
 """Training the decoder and its GLIDE twin: the same network, pixels, order and steps; only the conditions differ."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -10,45 +10,61 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from data.dataset.shards import ShardReader
-from data.pipeline.artifacts import Artifact, PartSpec
+from data.pipeline.errors import UserError
 from data.pipeline.run import Run
-from embed.clip.model import load_clip
-from embed.reading.reader import EmbeddingReader, PairBatch
-from training.checkpoints import run_of, train_model, write_model
+from data.pipeline.stage import Input, PartSpec, Stage
+from embed.clip.model import Clip, load_clip
+from embed.reading.reader import EmbeddingReader
+from training.checkpoints import write_model
 from training.diffusion.losses import loss_by_bucket, losses
 from training.diffusion.process import Process
 from training.loop.pixels import PixelStore, to_unit
-from training.loop.seeds import derived_seed, seeded
 from training.loop.trainer import Trainer
-from training.networks.conditions import ClipShape, DecoderCondition
+from training.networks.conditions import Captions, DecoderCondition
 from training.networks.unet import Decoder
+from training.seeds import derived_seed, seeded
 from training.settings import DecoderSettings
-from training.tasks.prior import spread
+from training.tasks.pairs import TrainingPairs, captions_in, described, read_pairs, spread
+from training.tasks.part import Work, references, training_alone, training_stage
+
+STAGE_VERSION = 2
+
+
+@dataclass(frozen=True)
+class DecoderBatch:
+    """n pairs: pixels uint8 (n, 3, side, side), captions, z_i float32 (n, d) of unit length."""
+
+    pixels: Tensor
+    captions: Captions
+    z_i: Tensor
 
 
 class DecoderTask:
     """Predict the noise process's target for pixels, given z_i and caption (decoder) or the caption alone (GLIDE)."""
 
     def __init__(
-        self, kind: Literal["decoder", "glide"], settings: DecoderSettings, clip: ClipShape, clip_model: Any,
-        train: EmbeddingReader, val: EmbeddingReader, pixels: PixelStore, seed: int,
-    ) -> None:  # fmt: skip
-        self.name, self.settings, self.seed = kind, settings, seed
-        self.train, self.val, self.pixels, self.size = train, val, pixels, len(train)
+        self, name: str, settings: DecoderSettings, pairs: TrainingPairs, pixels: PixelStore, seed: int
+    ) -> None:
+        self.name, self.settings, self.seed = name, settings, seed
+        self.train, self.val, self.pixels, self.size = pairs.train, pairs.val, pixels, len(pairs.train)
         self.process = Process(settings.diffusion)
-        with seeded("init", seed, kind):
-            self.network = Decoder(settings.architecture, clip, use_clip=kind == "decoder")
-        if settings.architecture.text.start == "clip":
-            self.network.text_encoder.copy_clip(clip_model)
+        with seeded("init", seed, name):
+            self.network = Decoder(settings.architecture, pairs.shape, use_clip=name == "decoder")
+        self.clip = pairs.clip if self.network.reads_states else None
 
     def order(self, epoch: int) -> NDArray[np.int64]:
         return self.train.order(self.seed, epoch)
 
-    def loss(
-        self, model: nn.Module, items: NDArray[np.int64], generator: torch.Generator, device: torch.device
-    ) -> Tensor:
-        drop_caption, drop_clip = self.draw_drops(len(items), generator)
-        return self._losses(model, self.train.fetch(items), drop_caption, drop_clip, generator, device)[0].mean()
+    def fetch(self, items: NDArray[np.int64]) -> DecoderBatch:
+        return self._fetch(self.train, items)
+
+    def _fetch(self, reader: EmbeddingReader, items: NDArray[np.int64]) -> DecoderBatch:
+        pairs = reader.fetch(items)
+        return DecoderBatch(self.pixels.fetch(pairs.keys), captions_in(pairs, self.clip), pairs.image_embedding)
+
+    def loss(self, model: nn.Module, batch: DecoderBatch, generator: torch.Generator, device: torch.device) -> Tensor:
+        drop_caption, drop_clip = self.draw_drops(len(batch.z_i), generator)
+        return self._losses(model, batch, drop_caption, drop_clip, generator, device)[0].mean()
 
     def draw_drops(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Independent masks (caption, z_i), bool (n,); at 50 % and 10 %, the pairs keep both, z_i alone, the caption alone or
@@ -59,63 +75,68 @@ class DecoderTask:
         return drop_caption, torch.rand(n, generator=generator) < (1.0 if glide else self.settings.drop_clip)
 
     def _losses(
-        self, model: nn.Module, pairs: PairBatch, drop_caption: Tensor, drop_clip: Tensor,
+        self, model: nn.Module, batch: DecoderBatch, drop_caption: Tensor, drop_clip: Tensor,
         generator: torch.Generator, device: torch.device,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Loss of each pair at a random timestep, and the timesteps."""
-        x0 = to_unit(self.pixels.fetch(pairs.keys)).to(device)
+        x0 = to_unit(batch.pixels).to(device)
         t = self.process.draw_t(len(x0), generator)
         eps = torch.randn(x0.shape, generator=generator).to(device)
         cond = DecoderCondition(
-            pairs.token_ids.to(device), pairs.image_embedding.to(device), drop_caption.to(device), drop_clip.to(device)
+            batch.captions.to(device), batch.z_i.to(device), drop_caption.to(device), drop_clip.to(device)
         )
         output = model(self.process.q_sample(x0, t, eps), t.to(device), cond)
         return losses(output, self.process.target(x0, t, eps)), t
 
     def validate(self, network: nn.Module, device: torch.device) -> dict[str, float]:
         """Loss by quarter of the timesteps on held-out pairs, all conditions given, and overall with every condition dropped."""
-        pairs = self.val.fetch(spread(len(self.val), self.settings.validation_samples))
-        keep = torch.zeros(len(pairs.keys), dtype=torch.bool)
+        batch = self._fetch(self.val, spread(len(self.val), self.settings.validation_samples))
+        keep = torch.zeros(len(batch.z_i), dtype=torch.bool)
         found: dict[str, float] = {}
         for name, drop in (("", keep), ("null_", ~keep)):
             generator = torch.Generator().manual_seed(derived_seed("validate", self.seed))
-            loss, t = self._losses(network, pairs, drop, drop, generator, device)
+            loss, t = self._losses(network, batch, drop, drop, generator, device)
             found |= {f"{name}{key}": value for key, value in loss_by_bucket(loss, t, self.process.T).items()}
         return {key: value for key, value in found.items() if not key.startswith("null_loss_")}
 
 
-def train_decoder(run: Run, kind: Literal["decoder", "glide"]) -> Artifact:
-    """`models/decoder` or `models/glide`, from pixels, the cache and the view `train`."""
-    dataset, embeddings = run.dataset.require("make dataset"), run.embeddings.require("make embeddings")
-    view = run.view("train").require("make embeddings")
-    inputs = {
-        "dataset": dataset.digest(), "embeddings": embeddings.digest(), "view": view.digest(), "clip": load_clip(run).identity,
-    }  # fmt: skip
-    make = make_decoder if kind == "decoder" else make_glide
-    return train_model(run, run.model(kind), kind, run.config[DecoderSettings], inputs, make)
+def decoder_stage(run: Run) -> Stage:
+    """`models/decoder`, from pixels, the cache and the view `train`. Raises UserError for what is missing or stale."""
+    return _stage(run, "decoder")
+
+
+def glide_stage(run: Run) -> Stage:
+    """`models/glide`, likewise."""
+    return _stage(run, "glide")
+
+
+def _stage(run: Run, name: str) -> Stage:
+    made = references(run, "dataset", "embeddings", "views/train")
+    settings, clip = run.config[DecoderSettings], load_clip(run)
+    require_text_width(settings, clip)
+    inputs = (*made, Input("@clip", clip.identity))
+    return training_stage(run, name, run.model(name).folder, STAGE_VERSION, settings, inputs, make_decoder)
+
+
+def require_text_width(settings: DecoderSettings, clip: Clip) -> None:
+    """Raises UserError where the decoder is to read the states of a text tower of another width."""
+    text = settings.architecture.text
+    if text.start == "clip" and text.width != clip.text_width:
+        raise UserError(
+            f"decoder.architecture.text.start = 'clip' reads the CLIP's own text tower, whose width is {clip.text_width}; "
+            f"decoder.architecture.text.width = {text.width}: set it to the CLIP's, or start = 'random'"
+        )
 
 
 def make_decoder(spec: PartSpec, attempt: Path) -> Mapping[str, int]:
-    return _make("decoder", spec, attempt)
-
-
-def make_glide(spec: PartSpec, attempt: Path) -> Mapping[str, int]:
-    return _make("glide", spec, attempt)
-
-
-def _make(kind: Literal["decoder", "glide"], spec: PartSpec, attempt: Path) -> Mapping[str, int]:
-    run = run_of(spec)
-    settings, clip = run.config[DecoderSettings], load_clip(run)
-    shape = ClipShape(clip.embed_dim, clip.context_length, clip.vocab_size)
-    train, val = (
-        EmbeddingReader(run.embeddings, run.view("train"), split, clip.identity) for split in ("train", "val")
-    )
-    pixels = PixelStore(
-        ShardReader(run.dataset), [*train.keys.tolist(), *val.keys.tolist()], settings.architecture.side
-    )
-    task = DecoderTask(kind, settings, shape, clip.model, train, val, pixels, run.seed)
-    trainer = Trainer(task, settings.optimiser, run.seed, Path(spec.payload["work"]), settings.checkpoint_seconds)
-    write_model(
-        attempt, kind, trainer, settings.model_dump(mode="json", include={"architecture", "diffusion"}), shape, spec
-    )
-    return {"pairs": len(train), "parameters": sum(p.numel() for p in task.network.parameters())}
+    """Train the decoder or its twin, by `work.name`, and write the model's files into `attempt`."""
+    work: Work = spec.work
+    settings, seed = work.run.config[DecoderSettings], work.run.seed
+    with training_alone():
+        pairs = read_pairs(work.run)
+        keys = [*pairs.train.keys.tolist(), *pairs.val.keys.tolist()]
+        pixels = PixelStore(ShardReader(work.run.dataset), keys, settings.architecture.side)
+        task = DecoderTask(work.name, settings, pairs, pixels, seed)
+        average, log = Trainer(task, settings.optimiser, seed, work.state, settings.checkpoint_seconds).run()
+        write_model(attempt, described(work.name, settings, pairs.shape, spec), average, log)
+        return {"pairs": len(pairs.train), "parameters": sum(p.numel() for p in task.network.parameters())}

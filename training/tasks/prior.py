@@ -9,20 +9,23 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from data.pipeline.artifacts import Artifact, PartSpec
 from data.pipeline.run import Run
+from data.pipeline.stage import Input, PartSpec, Stage
 from embed.clip.model import load_clip
 from embed.reading.reader import EmbeddingReader, PairBatch
-from training.checkpoints import Trained, run_of, train_model, write_model
+from training.checkpoints import Trained, write_model
 from training.diffusion.losses import loss_by_bucket, losses
 from training.diffusion.process import Process
-from training.loop.seeds import derived_seed, seeded
 from training.loop.trainer import Trainer
 from training.networks.conditions import ClipShape, PriorCondition
 from training.networks.prior import Prior
+from training.sampling.prior import sample_prior
+from training.seeds import derived_seed, seeded
 from training.settings import PriorSettings
-from training.systems import sample_prior
+from training.tasks.pairs import captions_in, described, read_pairs, spread
+from training.tasks.part import Work, references, training_alone, training_stage
 
+STAGE_VERSION = 2
 VALIDATION_STEPS = 16
 
 
@@ -43,12 +46,12 @@ class PriorTask:
     def order(self, epoch: int) -> NDArray[np.int64]:
         return self.train.order(self.seed, epoch)
 
-    def loss(
-        self, model: nn.Module, items: NDArray[np.int64], generator: torch.Generator, device: torch.device
-    ) -> Tensor:
-        pairs = self.train.fetch(items)
-        drop = torch.rand(len(items), generator=generator) < self.settings.drop
-        return self._losses(model, pairs, drop, generator, device)[0].mean()
+    def fetch(self, items: NDArray[np.int64]) -> PairBatch:
+        return self.train.fetch(items)
+
+    def loss(self, model: nn.Module, batch: PairBatch, generator: torch.Generator, device: torch.device) -> Tensor:
+        drop = torch.rand(len(batch.keys), generator=generator) < self.settings.drop
+        return self._losses(model, batch, drop, generator, device)[0].mean()
 
     def _losses(
         self, model: nn.Module, pairs: PairBatch, drop: Tensor, generator: torch.Generator, device: torch.device
@@ -57,7 +60,7 @@ class PriorTask:
         x0 = self.network.scale(pairs.image_embedding.to(device))
         t = self.process.draw_t(len(x0), generator)
         eps = torch.randn(x0.shape, generator=generator).to(device)
-        cond = PriorCondition(pairs.token_ids.to(device), pairs.text_embedding.to(device), drop.to(device))
+        cond = PriorCondition(captions_in(pairs).to(device), pairs.text_embedding.to(device), drop.to(device))
         output = model(self.process.q_sample(x0, t, eps), t.to(device), cond)
         return losses(output, self.process.target(x0, t, eps)), t
 
@@ -68,14 +71,9 @@ class PriorTask:
         loss, t = self._losses(network, pairs, torch.zeros(len(pairs.keys), dtype=torch.bool), generator, device)
         trained = Trained("prior", network, self.process, self.settings.optimiser.precision, "", {})
         drawn = sample_prior(
-            trained, pairs.token_ids, pairs.text_embedding, list(range(len(pairs.keys))), 1.0, VALIDATION_STEPS, 1
+            trained, captions_in(pairs), pairs.text_embedding, list(range(len(pairs.keys))), 1.0, VALIDATION_STEPS, 1
         )
         return loss_by_bucket(loss, t, self.process.T) | cosines(drawn, pairs, self.train.images()[1].mean(0))
-
-
-def spread(n: int, count: int) -> NDArray[np.int64]:
-    """At most `count` of n rows, evenly spaced and in order."""
-    return np.unique(np.linspace(0, n - 1, min(n, count)).round().astype(np.int64))
 
 
 def cosines(drawn: Tensor, pairs: PairBatch, mean: Tensor) -> dict[str, float]:
@@ -94,23 +92,20 @@ def cosines(drawn: Tensor, pairs: PairBatch, mean: Tensor) -> dict[str, float]:
     }
 
 
-def train_prior(run: Run) -> Artifact:
-    """`models/prior`, from the cache and the view `train`."""
-    embeddings, view = run.embeddings.require("make embeddings"), run.view("train").require("make embeddings")
-    inputs = {"embeddings": embeddings.digest(), "view": view.digest(), "clip": load_clip(run).identity}
-    return train_model(run, run.model("prior"), "prior", run.config[PriorSettings], inputs, make_prior)
+def prior_stage(run: Run) -> Stage:
+    """`models/prior`, from the cache and the view `train`. Raises UserError for what is missing or stale."""
+    inputs = (*references(run, "embeddings", "views/train"), Input("@clip", load_clip(run).identity))
+    folder, settings = run.model("prior").folder, run.config[PriorSettings]
+    return training_stage(run, "prior", folder, STAGE_VERSION, settings, inputs, make_prior)
 
 
 def make_prior(spec: PartSpec, attempt: Path) -> Mapping[str, int]:
-    run = run_of(spec)
-    settings, clip = run.config[PriorSettings], load_clip(run)
-    shape = ClipShape(clip.embed_dim, clip.context_length, clip.vocab_size)
-    train, val = (
-        EmbeddingReader(run.embeddings, run.view("train"), split, clip.identity) for split in ("train", "val")
-    )
-    task = PriorTask(settings, shape, train, val, run.seed)
-    trainer = Trainer(task, settings.optimiser, run.seed, Path(spec.payload["work"]), settings.checkpoint_seconds)
-    write_model(
-        attempt, "prior", trainer, settings.model_dump(mode="json", include={"architecture", "diffusion"}), shape, spec
-    )
-    return {"pairs": len(train), "parameters": sum(p.numel() for p in task.network.parameters())}
+    """Train, and write the model's files into `attempt`."""
+    work: Work = spec.work
+    settings, seed = work.run.config[PriorSettings], work.run.seed
+    with training_alone():
+        pairs = read_pairs(work.run)
+        task = PriorTask(settings, pairs.shape, pairs.train, pairs.val, seed)
+        average, log = Trainer(task, settings.optimiser, seed, work.state, settings.checkpoint_seconds).run()
+        write_model(attempt, described(work.name, settings, pairs.shape, spec), average, log)
+        return {"pairs": len(pairs.train), "parameters": sum(p.numel() for p in task.network.parameters())}

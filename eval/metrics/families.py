@@ -1,0 +1,66 @@
+"""Every metric there is, one row each. To add one: a file with its arithmetic and a function of a `Subject`, and a row here."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from eval.metrics.accuracy import measure_accuracy
+from eval.metrics.clip_score import measure_clip_score, measure_hessel, measure_r_precision
+from eval.metrics.diversity import measure_diversity
+from eval.metrics.frechet import measure_fd, measure_fid
+from eval.metrics.metric import Direction, Metric
+from eval.metrics.subject import Found, Subject
+
+
+@dataclass(frozen=True)
+class Family:
+    """A row: its title in the report, which direction is better, the unit, where it is defined, and how it is measured."""
+
+    name: str
+    title: str
+    direction: Direction
+    unit: str
+    citation: str
+    measure: Callable[[Subject], Iterator[Found]]
+
+    def metric(self, space: str | None = None, what: str | None = None, scope: str | None = None) -> Metric:
+        return Metric(self.name, space, what, scope, self.direction, self.unit, self.citation)
+
+
+# Of held-out real images: how far the judge of `attribute_accuracy` is to be trusted.
+CLASSIFIER = "classifier_accuracy"
+FAMILIES = {
+    row.name: row
+    for row in (
+        Family(
+            "fid", "FID", "lower", "squared distance",
+            "Heusel et al. 2017 (arXiv 1706.08500), resized as Parmar et al. 2022 (arXiv 2104.11222)", measure_fid,
+        ),
+        Family(
+            "fd", "Frechet distance", "lower", "squared distance",
+            "Dowson and Landau 1982; FID's formula on other features", measure_fd,
+        ),
+        Family(
+            "clip_score", "CLIP score", "higher", "100 cos",
+            "as in GLIDE (Nichol et al. 2021, arXiv 2112.10741) and unCLIP (arXiv 2204.06125)", measure_clip_score,
+        ),
+        Family(
+            "clip_score_hessel", "CLIP score (Hessel)", "higher", "2.5 max(cos, 0)",
+            "Hessel et al. 2021 (arXiv 2104.08718)", measure_hessel,
+        ),
+        Family(
+            "r_precision", "R-precision, top 1", "higher", "share",
+            "Xu et al. 2018 (arXiv 1711.10485), by CLIP as in Park et al. 2021", measure_r_precision,
+        ),
+        Family(
+            "diversity", "Within-caption diversity", "higher", "1 - cos",
+            "the automatic companion of unCLIP's question about diversity (arXiv 2204.06125, section 5.2)", measure_diversity,
+        ),
+        Family(
+            "attribute_accuracy", "Accuracy", "higher", "share",
+            "this toolkit: a classifier trained on real scenes", measure_accuracy,
+        ),
+        Family(CLASSIFIER, "Accuracy of the classifier", "higher", "share", "this toolkit", measure_accuracy),
+    )
+}  # fmt: skip
+DISTANCES = ("fid", "fd")
+FOLLOWING = ("clip_score", "clip_score_hessel", "r_precision", "diversity", "attribute_accuracy")

@@ -1,0 +1,1 @@
+"""Drawing z_i from a prior and images from a decoder, in batches of one size."""

@@ -1,0 +1,56 @@
+"""What the trainings on the embedding cache share: its train and val pairs, and the CLIP beside which they train."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from data.pipeline.run import Run
+from data.pipeline.stage import PartSpec
+from embed.clip.model import Clip, load_clip
+from embed.reading.reader import EmbeddingReader, PairBatch
+from training.checkpoints import Description
+from training.networks.conditions import Captions, ClipShape
+from training.settings import DecoderSettings, PriorSettings
+
+
+@dataclass(frozen=True)
+class TrainingPairs:
+    """Pairs that the view `train` keeps, of the splits `train` and `val`, and the run's CLIP."""
+
+    clip: Clip
+    train: EmbeddingReader
+    val: EmbeddingReader
+
+    @property
+    def shape(self) -> ClipShape:
+        return ClipShape(self.clip.embed_dim, self.clip.context_length, self.clip.vocab_size)
+
+
+def read_pairs(run: Run) -> TrainingPairs:
+    """Raises UserError for a cache of another CLIP, and for a split without pairs."""
+    clip, view = load_clip(run), run.view("train")
+    train, val = (EmbeddingReader(run.embeddings, view, split, clip.identity) for split in ("train", "val"))
+    return TrainingPairs(clip, train, val)
+
+
+def described(kind: str, settings: PriorSettings | DecoderSettings, clip: ClipShape, spec: PartSpec) -> Description:
+    """What a model says of itself, by the settings it was trained with and what it was made from."""
+    stated = settings.model_dump(mode="json", include={"architecture", "diffusion"})
+    return Description(kind, stated["architecture"], stated["diffusion"], clip, spec.inputs, settings.optimiser)
+
+
+def captions_in(pairs: PairBatch, clip: Clip | None = None) -> Captions:
+    """The captions of pairs of the cache; with the states of `clip`'s text tower where it is given, in float32 whatever precision
+    is trained in."""
+    if clip is None:
+        return Captions(pairs.token_ids, pairs.n_tokens)
+    with torch.autocast(clip.device.type, enabled=False):
+        states = clip.token_states(pairs.token_ids)
+    return Captions(pairs.token_ids, pairs.n_tokens, states.clone())  # an inference tensor could not be trained on
+
+
+def spread(n: int, count: int) -> NDArray[np.int64]:
+    """At most `count` of n rows, evenly spaced and in order."""
+    return np.unique(np.linspace(0, n - 1, min(n, count)).round().astype(np.int64))

@@ -1,0 +1,70 @@
+"""A training as a stage of one part: what travels to the worker, and how it is trained there."""
+
+import contextlib
+import shutil
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from data.pipeline.artifacts import Receipt, fingerprint
+from data.pipeline.lineage import Lineage
+from data.pipeline.run import Run
+from data.pipeline.stage import Input, MakePart, PartSpec, Stage
+from embed.encoding.devices import choose_device
+from embed.encoding.threads import one_thread
+from training.loop.ranks import rank_and_ranks
+from training.settings import TrainingSection
+
+_alone = threading.Lock()  # global generators and the number of threads belong to one training at a time
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a training's part travels with: the run, the training's name, and the folder of its working state."""
+
+    run: Run
+    name: str
+    state: Path
+
+
+def references(run: Run, *names: str) -> tuple[Input, ...]:
+    """References to whole artifacts of a run. Raises UserError for one that is missing or stale."""
+    lineage = Lineage(run)
+    return tuple(Input(name, lineage.require(name).digest()) for name in names)
+
+
+def training_stage(
+    run: Run, name: str, folder: Path, version: int, settings: TrainingSection, inputs: Sequence[Input], make: MakePart
+) -> Stage:
+    """A training as a stage of one part that is made from `inputs`. A killed one goes on from its working state in the run's scratch;
+    a finished one is kept, and refused (not replaced) when its settings or inputs have changed."""
+    shaping = {"seed": run.seed, name: settings.shaping()}
+    digests = {one.of: one.digest for one in inputs}
+    state = run.scratch / "train" / name / fingerprint([version, shaping, digests])[:16]
+    part = PartSpec("model", tuple(inputs), Work(run, name, state))
+    return Stage(
+        f"train-{name}", version, folder, shaping, [part], make, finish=partial(_drop_state, state), unit="models",
+        precious=True,
+    )  # fmt: skip
+
+
+def _drop_state(state: Path, folder: Path, receipts: list[Receipt]) -> Sequence[str]:
+    """The weights are published: what was kept in order to go on is of no more use."""
+    shutil.rmtree(state, ignore_errors=True)
+    return ()
+
+
+@contextlib.contextmanager
+def training_alone() -> Iterator[None]:
+    """One training at a time in this process, on one thread, so that the bytes do not depend on where it runs; and on a GPU that it
+    claims, where there is one and no launcher of several processes deals them out."""
+    with _alone, one_thread():
+        if rank_and_ranks()[1] == 1:
+            device = choose_device("auto")
+            if device.type == "cuda":
+                torch.cuda.set_device(device)
+        yield
