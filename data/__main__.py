@@ -170,7 +170,7 @@ def show(config: Config, arguments: argparse.Namespace) -> None:
 def remove(config: Config, arguments: argparse.Namespace) -> None:
     from data.pipeline.executors import open_executor
     from data.reports.card import refresh_card
-    from data.upkeep.remove import remove as apply
+    from data.upkeep.apply_removal import remove as apply
     from data.views.removal import read_entries, resolve
 
     run = Run.open(config)

@@ -13,7 +13,7 @@ _SCORES = "delete it, or reshard and run `make dataset embeddings` there"
 STAGES = (
     StageRow(
         "dataset", "make dataset", "python -m data reshard --view base --to NAME, then delete this run's folder",
-        holds="bytes", costly=("@source",),
+        holds="bytes", costly=("@source",), precious=True,
     ),
     StageRow("scores/basic", "make dataset", _SCORES, follows="dataset", holds="rows by part"),
     StageRow("scores/duplicates", "make dataset", _SCORES, settings="views.duplicates", holds="rows by part"),

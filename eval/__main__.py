@@ -1,37 +1,41 @@
-"""`python -m eval sample|features|metrics|sweep|report --config FILE`: the front door of evaluation."""
+"""`python -m eval classifier|generate|features|metrics|sweep|report --config FILE`: the front door of evaluation."""
 
 import argparse
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from data.pipeline.cli import Command, front_door
 from data.pipeline.config import Config
 from data.pipeline.errors import UserError
+from data.pipeline.executors import Executor, InProcess, open_executor
 from data.pipeline.run import Run
+from data.pipeline.settings import ClusterSettings
 from eval.settings import EvalSettings
+from training.settings import SystemsSettings
+
+WORTH_A_CLUSTER = 1000  # generated images: of fewer, workers would take longer to start than to draw and judge them
 
 
 def main() -> int:
     commands = [
+        Command("classifier", "train the attribute classifier, where the dataset knows what its images show", classifier),
         Command(
-            "sample",
-            "draw both systems on the held-out captions, or one system on a --caption of yours",
-            sample,
-            _sample_options,
+            "generate", "every system's images of the held-out captions, or one system's of a --caption of yours", generate,
+            _generate_options,
         ),
-        Command("features", "features of all samples and of real images, through every judge", features),
-        Command("metrics", "eval/metrics.parquet: every number with its interval", metrics),
-        Command(
-            "sweep", "sample, features and metrics over all guidance scales, then the report: all of `make eval`", sweep
-        ),
-        Command("report", "eval/report.json and eval/report.html from the metrics", report),
-    ]
-    return front_door("eval", "Samples, metrics and the report of a run.", commands)
+        Command("features", "features of all generated images and of real ones, through every judge", features),
+        Command("metrics", "eval/metrics/metrics.parquet: every number with its interval", metrics),
+        Command("sweep", "generate and metrics over all guidance scales, then the report", sweep),
+        Command("report", "eval/report/report.json and report.html from the metrics", report),
+    ]  # fmt: skip
+    return front_door("eval", "Generated images, metrics and the report of a run.", commands)
 
 
-def _sample_options(parser: argparse.ArgumentParser) -> None:
+def _generate_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--caption", help="draw this caption instead of the run's prompt sets")
-    parser.add_argument("--system", default="unclip", help="unclip or glide (with --caption)")
+    parser.add_argument("--system", help="a row of [systems] (with --caption; default the first)")
     parser.add_argument("--n", type=int, default=8, help="how many images (with --caption)")
     parser.add_argument(
         "--guidance", type=float, help="the decoder's guidance scale (with --caption; default eval.grid_guidance)"
@@ -39,9 +43,27 @@ def _sample_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("grid.png"), help="PNG file to write (with --caption)")
 
 
-def sample(config: Config, arguments: argparse.Namespace) -> None:
+@contextmanager
+def _executor(run: Run, resource: str | None = None, holders: int = 0) -> Iterator[Executor]:
+    settings, systems = run.config[EvalSettings], len(run.config[SystemsSettings].rows)
+    images = sum(s.captions * s.samples * len(settings.scales(n)) for n, s in settings.prompt_sets.items()) * systems
+    at_least = 1 if images >= WORTH_A_CLUSTER else sys.maxsize
+    with open_executor(run.config[ClusterSettings], run.scratch, resource, holders, at_least) as executor:
+        yield executor
+
+
+def classifier(config: Config, arguments: argparse.Namespace) -> None:
+    from eval.protocols.run import train_attributes
+
+    made = train_attributes(Run.open(config), InProcess())
+    print(
+        "the dataset does not know what its images show: nothing to train" if made is None else f"wrote {made.folder}"
+    )
+
+
+def generate(config: Config, arguments: argparse.Namespace) -> None:
     if arguments.caption is None:
-        _sample_all(Run.open(config))
+        _generate_all(Run.open(config))
         return
     if arguments.n < 1 or arguments.out.suffix != ".png":
         raise UserError(f"--n must be at least 1 and --out end in .png, got {arguments.n} and {arguments.out}")
@@ -52,44 +74,49 @@ def sample(config: Config, arguments: argparse.Namespace) -> None:
 
     guidance = config[EvalSettings].grid_guidance if arguments.guidance is None else arguments.guidance
     run = Run(config)
-    grid = draw_caption(open_system(run, arguments.system), arguments.caption, arguments.n, guidance, run.seed)
+    system = open_system(run, arguments.system or next(iter(config[SystemsSettings].rows)))
+    grid = draw_caption(system, arguments.caption, arguments.n, guidance, run.seed)
     publish_bytes(arguments.out, write_png(grid))
     print(f"wrote {arguments.out}")
 
 
-def _sample_all(run: Run) -> None:
-    from eval.generate import jobs, make_samples
+def _generate_all(run: Run) -> None:
+    from embed.encoding.devices import gpus
+    from eval.extract.inception import InceptionExtractor
+    from eval.generate import generate_all
     from eval.prompts import make_prompts
-    from eval.real_images import RealImages
-    from eval.systems import open_system
-    from training.systems import SYSTEMS
 
-    settings = run.config[EvalSettings]
-    systems = [open_system(run, name) for name in SYSTEMS]
-    real = RealImages(run.dataset, run.view("base").require("make dataset"))
-    make_prompts(run, real, "captions", settings.captions)
-    make_prompts(run, real, "grids", settings.grids)
-    for system in systems:
-        for job in jobs(system, settings, run.seed):
-            print(f"wrote {make_samples(run, job).folder}")
+    weights = run.config[EvalSettings].inception
+    if weights is not None:
+        InceptionExtractor.open(weights)  # what is wrong with them is said now, not after hours of drawing
+    make_prompts(run, InProcess())
+    here = (
+        0 if run.config[ClusterSettings].address else len(gpus("auto"))
+    )  # a running scheduler's workers know their own
+    with _executor(run, "GPU", here) as executor:
+        for artifact in generate_all(run, executor):
+            print(f"wrote {artifact.folder}")
 
 
 def features(config: Config, arguments: argparse.Namespace) -> None:
     from eval.protocols.run import extract_all
 
-    for artifact in extract_all(Run.open(config)):
-        print(f"wrote {artifact.folder}")
+    run = Run.open(config)
+    with _executor(run) as executor:
+        for artifact in extract_all(run, executor):
+            print(f"wrote {artifact.folder}")
 
 
 def metrics(config: Config, arguments: argparse.Namespace) -> None:
     from eval.protocols.run import compute_metrics
 
-    print(f"wrote {compute_metrics(Run.open(config))}")
+    run = Run.open(config)
+    with _executor(run) as executor:
+        print(f"wrote {compute_metrics(run, executor)}")
 
 
 def sweep(config: Config, arguments: argparse.Namespace) -> None:
-    _sample_all(Run.open(config))
-    features(config, arguments)
+    _generate_all(Run.open(config))
     metrics(config, arguments)
     report(config, arguments)
 

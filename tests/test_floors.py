@@ -1,6 +1,8 @@
 """The architecture as a test: imports go down only, no file or function grows past what one can read."""
 
 import ast
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,20 +20,52 @@ ALLOWED = {
 FILES = sorted(p.relative_to(REPOSITORY) for room in ALLOWED for p in (REPOSITORY / room).rglob("*.py"))
 
 
+# The one file that may name modules of the rooms above it, as strings.
+TABLE = Path("data/pipeline/rooms.py")
+BY_STRING = re.compile(rf"({'|'.join(ALLOWED)})(\.\w+)+:\w+")
+
+
+def imported(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """(line, module) of every import, at the head of a file or inside a function."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.lineno, "." * node.level + (node.module or "")
+
+
 @pytest.mark.parametrize("path", FILES, ids=str)
 def test_imports_go_down_only(path: Path) -> None:
-    tree = ast.parse((REPOSITORY / path).read_text())
-    for node in ast.walk(tree):
-        names = (
-            [a.name for a in node.names]
-            if isinstance(node, ast.Import)
-            else [node.module or ""]
-            if isinstance(node, ast.ImportFrom)
-            else []
-        )
-        assert not (isinstance(node, ast.ImportFrom) and node.level), f"{path}:{node.lineno}: relative import"
-        for room in {name.split(".")[0] for name in names} & ALLOWED.keys():
-            assert room in ALLOWED[path.parts[0]], f"{path}:{node.lineno}: {path.parts[0]} imports {room}"
+    for line, module in imported(ast.parse((REPOSITORY / path).read_text())):
+        assert not module.startswith("."), f"{path}:{line}: relative import"
+        room = module.split(".")[0]
+        assert room not in ALLOWED or room in ALLOWED[path.parts[0]], f"{path}:{line}: {path.parts[0]} imports {room}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_modules_are_named_by_string_in_one_table_only(path: Path) -> None:
+    if path == TABLE:
+        return
+    for node in ast.walk(ast.parse((REPOSITORY / path).read_text())):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            assert not BY_STRING.fullmatch(node.value), f"{path}:{node.lineno}: {node.value!r} belongs into {TABLE}"
+        if isinstance(node, ast.Attribute | ast.Name):
+            name = node.attr if isinstance(node, ast.Attribute) else node.id
+            assert name not in ("import_module", "__import__"), f"{path}:{node.lineno}: imports by name"
+
+
+def test_no_import_inside_a_function_only_avoids_a_circle() -> None:
+    """Of the rooms' own modules functions import only in front doors, stage tables and where a heavy library hangs on it."""
+    found = []
+    for path in FILES:
+        tree = ast.parse((REPOSITORY / path).read_text())
+        for function in ast.walk(tree):
+            if not isinstance(function, ast.FunctionDef):
+                continue
+            for line, module in imported(function):
+                if module.split(".")[0] in ALLOWED and path.name not in ("__main__.py", "stages.py"):
+                    found.append(f"{path}:{line}: {module}")
+    assert found == [], "import at the head, or say here why not"
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)

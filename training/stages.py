@@ -58,7 +58,7 @@ def _model(name: str) -> StageRow:
     """A model is made where a row of `[systems]` names it."""
     return StageRow(
         f"models/{name}", "make train", "delete it and run `make train`",
-        asked_for=lambda config: name in config[SystemsSettings].models(),
+        asked_for=lambda config: name in config[SystemsSettings].models(), precious=True,
     )  # fmt: skip
 
 
@@ -66,7 +66,7 @@ def _model(name: str) -> StageRow:
 TRAININGS = (
     Training(
         "clip", "train the run's own CLIP on the view base",
-        StageRow("clip", "make clip", "delete it and run `make clip embeddings`", asked_for=_own_clip, after="views/base"),
+        StageRow("clip", "make clip", "delete it and run `make clip embeddings`", asked_for=_own_clip, after="views/base", precious=True),
         _clip, together=False,
     ),
     Training("decoder", "train the decoder", _model("decoder"), _decoder),

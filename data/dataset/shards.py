@@ -167,13 +167,14 @@ class ShardReader:
         meta: dict[str, Any] = json.loads(self._read(key, f"{key}.json"))
         return meta
 
-    def _tar_path(self, key: str) -> Path:
+    def tar_path(self, key: str) -> Path:
+        """Where the shard lies that holds a sample. Raises KeyError for a key that no shard holds."""
         if key not in self._part_of:
             raise KeyError(f"no stored sample has the key {key!r} in {self.folder}")
         return self.folder / "shards" / f"{self._part_of[key]}.tar"
 
     def _members(self, key: str) -> dict[str, tuple[int, int]]:
-        path = self._tar_path(key)
+        path = self.tar_path(key)
         if path.stem not in self._index:
             with tarfile.open(path, "r:") as tar:
                 self._index[path.stem] = {m.name: (m.offset_data, m.size) for m in tar}
@@ -181,6 +182,6 @@ class ShardReader:
 
     def _read(self, key: str, member: str) -> bytes:
         offset, size = self._members(key)[member]
-        with self._tar_path(key).open("rb") as file:
+        with self.tar_path(key).open("rb") as file:
             file.seek(offset)
             return file.read(size)

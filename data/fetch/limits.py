@@ -27,10 +27,8 @@ GUARDS = 1 << 32
 PLACES = 1 << 33
 LONGEST_HOLD = 86_400.0  # seconds; also what protects against a clock that was set back
 FIRST_POLL, LONGEST_POLL = 0.002, 0.05  # seconds between two looks for a place that another process may have freed
-TENURE, TRUCE = (
-    0.5,
-    0.02,
-)  # seconds for which a process may pass a place on among its own threads, and then must leave it alone
+KEPT_SECONDS = 0.5  # a process passes a place on among its own threads for so long
+LEFT_SECONDS = 0.02  # and then leaves it to other processes for so long
 
 
 class HostHeld(Exception):
@@ -98,7 +96,7 @@ class HostLimits:
         return self._opened
 
 
-class _Desk:
+class _SlotPlaces:
     """What this process knows of one slot: places it has locked, since when, and threads that wait for one."""
 
     def __init__(self, lock: threading.Lock) -> None:
@@ -110,7 +108,7 @@ class _Desk:
 
 
 class _OpenFile:
-    """The file as one process has it open; the kernel keeps its places from other openings, the desks from its own threads."""
+    """The file as one process has it open; the kernel keeps its places from other openings, the tables of places from its own threads."""
 
     def __init__(self, path: Path) -> None:
         self.process = os.getpid()
@@ -119,7 +117,7 @@ class _OpenFile:
         # Always the same size, so whoever comes first changes nothing for the others.
         os.ftruncate(self._fd, SLOTS * SLOT.size)
         self._lock = threading.Lock()
-        self._desks: dict[int, _Desk] = {}
+        self._places: dict[int, _SlotPlaces] = {}
 
     def __del__(self) -> None:
         os.close(self._fd)
@@ -127,39 +125,39 @@ class _OpenFile:
     def take(self, slot: int, concurrency: int) -> int:
         """The number of a place that is this thread's own from now on; waits for one."""
         with self._lock:
-            desk = self._desks.get(slot) or self._desks.setdefault(slot, _Desk(self._lock))
-            number = self._lock_one(desk, slot, concurrency)
+            places = self._places.get(slot) or self._places.setdefault(slot, _SlotPlaces(self._lock))
+            number = self._lock_one(places, slot, concurrency)
             pause = FIRST_POLL
-            desk.waiting += 1
+            places.waiting += 1
             while number is None:
-                desk.freed.wait(pause)
-                number = desk.handed.pop() if desk.handed else self._lock_one(desk, slot, concurrency)
+                places.freed.wait(pause)
+                number = places.handed.pop() if places.handed else self._lock_one(places, slot, concurrency)
                 pause = min(2 * pause, LONGEST_POLL)
-            desk.waiting -= 1
+            places.waiting -= 1
             return number
 
     def release(self, slot: int, number: int) -> None:
         """Hand the place to a thread that waits, or give it back: after a while in any case, for the other processes' sake."""
         with self._lock:
-            desk = self._desks[slot]
-            if desk.waiting > len(desk.handed):
-                if time.monotonic() - desk.taken[number] < TENURE:
-                    desk.handed.append(number)
-                    desk.freed.notify()
+            places = self._places[slot]
+            if places.waiting > len(places.handed):
+                if time.monotonic() - places.taken[number] < KEPT_SECONDS:
+                    places.handed.append(number)
+                    places.freed.notify()
                     return
-                desk.left[number] = time.monotonic()
+                places.left[number] = time.monotonic()
             _unlock(self._fd, PLACES + slot * MAX_PLACES + number)
-            del desk.taken[number]
-            if not desk.taken and not desk.waiting:
-                del self._desks[slot]
+            del places.taken[number]
+            if not places.taken and not places.waiting:
+                del self._places[slot]
 
-    def _lock_one(self, desk: _Desk, slot: int, concurrency: int) -> int | None:
+    def _lock_one(self, places: _SlotPlaces, slot: int, concurrency: int) -> int | None:
         now = time.monotonic()
         for number in range(concurrency):
-            if number in desk.taken or now < desk.left.get(number, 0.0) + TRUCE:
+            if number in places.taken or now < places.left.get(number, 0.0) + LEFT_SECONDS:
                 continue
             if _try_lock(self._fd, PLACES + slot * MAX_PLACES + number):
-                desk.taken[number] = now
+                places.taken[number] = now
                 return number
         return None
 

@@ -17,7 +17,7 @@ TABS_AND_LINE_BREAKS = str.maketrans("", "", "\t\r\n")
 # What stays as it is beside letters, digits and `_.-~`. A `%` that escapes nothing is sent as it is, as browsers do.
 PATH_SAFE = "/%:@!$&'()*+,;=|[]^"
 QUERY_SAFE = "/%:@!$&()*+,;=|[]^?`{}\\"
-SPLIT = re.compile(r"(?i)(https?):[/\\]*([^/\\?#]*)([^?#]*)(\?[^#]*)?")
+SPLIT = re.compile(r"(?ai)(https?):[/\\]*([^/\\?#]*)([^?#]*)(\?[^#]*)?")
 PLAIN_HOST = re.compile(r"[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*")
 NUMBER = re.compile(r"\d+|0x[0-9a-f]*")
 

@@ -27,7 +27,8 @@ class StageRow:
     `count(config)` how many a family has. `follows` names the artifact of which it has a part for each part. `settings` is the table
     of the config whose values stand in its manifest and may move (a view's thresholds). `holds` says how its files hold samples.
     `costly` facts are asked by `make status` alone. `after` names the stage behind which this one is made, where that is not its
-    room's order.
+    room's order. A `precious` artifact (downloads, weights) is made again by hand alone: what is made from it follows it, and is not
+    stale because it is.
     """
 
     name: str
@@ -40,6 +41,7 @@ class StageRow:
     holds: Holds | None = None
     costly: tuple[str, ...] = ()
     after: str | None = None
+    precious: bool = False
 
     @property
     def is_family(self) -> bool:
@@ -138,7 +140,8 @@ class Lineage:
                 if why := self._changed(row, part, of, recorded):
                     return why
         for other in self.upstream(name):
-            if why := self.why_stale(other):
+            above = row_of(other)
+            if (above is None or not above.precious) and (why := self.why_stale(other)):
                 return f"{other} is stale ({why})"
         return self._lacks(row, set(parts)) if row is not None and row.follows else None
 
@@ -209,6 +212,13 @@ def graph(run: Run) -> list[Node]:
         )
         for row, name, a in standing(run)
     ]
+
+
+def _drawn_from(lineage: Lineage, name: str) -> tuple[str, ...]:
+    """Artifacts that an artifact was made from, also where it recorded a fact that an artifact tells (the identity of the run's CLIP)."""
+    told = [of[1:] for of in lineage.made_from(name) if of.startswith("@") and row_of(of[1:])]
+    own = [other for other in told if lineage.run.artifact(other).is_complete()]
+    return tuple(dict.fromkeys([*lineage.upstream(name), *own]))
 
 
 def standing(run: Run) -> Iterator[tuple[StageRow, str, Artifact]]:

@@ -4,7 +4,9 @@ import re
 from urllib.parse import urlsplit
 
 # The common case, in one match: scheme, host, port, the rest without its fragment.
-_PLAIN = re.compile(r"(https?)://([A-Za-z0-9._-]+)(?::(\d*))?([/?][^#]*)?(?:#.*)?", re.DOTALL | re.IGNORECASE)
+_PLAIN = re.compile(
+    r"(https?)://([A-Za-z0-9._-]+)(?::(\d*))?([/?][^#]*)?(?:#.*)?", re.DOTALL | re.IGNORECASE | re.ASCII
+)
 _ESCAPE = re.compile(r"%[0-9a-fA-F]{2}")
 DEFAULT_PORTS = {"http": "80", "https": "443"}
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from data.fetch.files import file_url
 from data.pipeline.errors import UserError
 from data.sources.candidates import Candidate, Served
-from data.sources.facts import cannot_read, facts_of, printable, sizes_as_facts
+from data.sources.facts import cannot_read, facts_of, sizes_as_facts, valid_name
 from data.sources.folder import image_sizes
 from data.sources.settings import CocoSettings
 from data.sources.values import line
@@ -36,7 +36,7 @@ class CocoSource:
     def facts(self) -> dict[str, Any]:
         """Every annotation file's name, bytes and sha256, and the sizes of the local images."""
         files = {
-            split: {"name": printable(path.name), **facts_of([("", path)], f"dataset.coco.annotations.{split}")[""]}
+            split: {"name": valid_name(path.name), **facts_of([("", path)], f"dataset.coco.annotations.{split}")[""]}
             for split, path in self.files.items()
         }
         sizes = {} if self.images is None else image_sizes(self.images, "dataset.coco.images")

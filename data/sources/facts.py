@@ -28,10 +28,10 @@ def cannot_read(setting: str, path: Path, error: BaseException) -> UserError:
 
 def sizes_as_facts(sizes: Mapping[str, int]) -> dict[str, Any]:
     """Name -> bytes, for images that are too many to be read twice."""
-    return {printable(name): {"bytes": size} for name, size in sizes.items()}
+    return {valid_name(name): {"bytes": size} for name, size in sizes.items()}
 
 
-def printable(name: str) -> str:
+def valid_name(name: str) -> str:
     """A file's name as valid Unicode: bytes that are not UTF-8 as `\\xff`. Python holds them as surrogates, Parquet refuses those."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 

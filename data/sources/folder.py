@@ -10,7 +10,7 @@ from typing import Any
 from data.fetch.files import file_url
 from data.pipeline.errors import UserError
 from data.sources.candidates import Candidate, Served
-from data.sources.facts import cannot_read, facts_of, printable, sizes_as_facts
+from data.sources.facts import cannot_read, facts_of, sizes_as_facts, valid_name
 from data.sources.settings import FolderSettings
 
 IMAGE_ENDINGS = frozenset(
@@ -33,7 +33,7 @@ class FolderSource:
     def facts(self) -> dict[str, Any]:
         """The captions' digest, and the size of every image: a replaced image is told by its size."""
         sizes = image_sizes(self.root, "dataset.folder.path")
-        captions = facts_of([(printable(self.captions.name), self.captions)], "dataset.folder.captions")
+        captions = facts_of([(valid_name(self.captions.name), self.captions)], "dataset.folder.captions")
         return {
             "kind": "folder",
             "captions": captions,
@@ -45,7 +45,7 @@ class FolderSource:
         on_disk = image_sizes(self.root, "dataset.folder.path")
         captions = _read_captions(self.captions)
         for name in sorted(on_disk.keys() | captions.keys()):
-            yield Candidate(printable(name), file_url(name), tuple(captions.get(name, ())))
+            yield Candidate(valid_name(name), file_url(name), tuple(captions.get(name, ())))
 
     @contextmanager
     def serving(self) -> Iterator[Served]:

@@ -4,16 +4,20 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
+from data.fetch.files import FolderFetcher, TarFetcher
+from data.fetch.http import Fetched, HttpFetcher
+from data.fetch.limits import HostLimits
 from data.fetch.settings import FetchSettings
 from data.sources.candidates import Candidate, Served
+from data.sources.coco import CocoSource
 from data.sources.exclude import Exclusions, read_exclusions
+from data.sources.folder import FolderSource
+from data.sources.scenes import PREFIX, ScenesSource
 from data.sources.settings import SourceChoice
-
-if TYPE_CHECKING:
-    from data.fetch.http import Fetched
-    from data.fetch.limits import HostLimits
+from data.sources.table import TableSource
+from data.sources.webdataset import WebdatasetSource
 
 
 class Source(Protocol):
@@ -40,23 +44,13 @@ def open_source(settings: SourceChoice, seed: int) -> Source:
 
 def _configured(settings: SourceChoice, seed: int) -> Source:
     if settings.scenes is not None:
-        from data.sources.scenes import ScenesSource
-
         return ScenesSource(settings.scenes, seed)
     if settings.table is not None:
-        from data.sources.table import TableSource
-
         return TableSource(settings.table)
     if settings.coco is not None:
-        from data.sources.coco import CocoSource
-
         return CocoSource(settings.coco)
     if settings.webdataset is not None:
-        from data.sources.webdataset import WebdatasetSource
-
         return WebdatasetSource(settings.webdataset)
-    from data.sources.folder import FolderSource
-
     assert settings.folder is not None
     return FolderSource(settings.folder)
 
@@ -92,17 +86,12 @@ class _Excluding:
         return self.source.serving()
 
 
-def fetcher_for(served: Served, settings: FetchSettings, limits: "HostLimits | None") -> "Callable[[str], Fetched]":
+def fetcher_for(served: Served, settings: FetchSettings, limits: HostLimits | None) -> Callable[[str], Fetched]:
     """The fetch function for a source's candidates, from what its `serving` yielded. Shared by the threads of a worker."""
-    from data.fetch.files import FolderFetcher, TarFetcher
-    from data.fetch.http import HttpFetcher
-
     if served.kind == "web":
         return HttpFetcher(settings, limits=limits)
     if served.root is not None:
         return (FolderFetcher if served.kind == "folder" else TarFetcher)(served.root, settings.max_bytes)
-    from data.sources.scenes import PREFIX
-
     address = served.address
     assert address is not None, f"{served} says neither where nor at which address"
     return HttpFetcher(

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from data.sources.candidates import Candidate, Served
 from data.sources.canonical import canonical_url
-from data.sources.facts import facts_of, printable
+from data.sources.facts import facts_of, valid_name
 from data.sources.inputs import find_files
 from data.sources.presets import PRESETS, Columns, find_columns
 from data.sources.rows import ENDINGS, SETTING, Batch, Table, is_table
@@ -52,7 +52,7 @@ class TableSource:
         return {
             "kind": "table",
             "columns": self.settings.model_dump(mode="json", exclude={"path"}),
-            "files": facts_of(((printable(name), root / name) for name in names), SETTING),
+            "files": facts_of(((valid_name(name), root / name) for name in names), SETTING),
         }
 
     @contextmanager
@@ -67,7 +67,7 @@ class TableSource:
         captions = self._captions_of_repeats(tables, repeats)
         row = 0
         for table, columns in tables:
-            name = printable(table.path.name)
+            name = valid_name(table.path.name)
             for batch in table.batches(columns.names, self.batch_rows, partial(self._drop, name)):
                 found = self._candidates_of(columns, batch)
                 for candidate, first in zip(found, repeats.first[row : row + len(batch[0])].tolist(), strict=True):
@@ -89,7 +89,7 @@ class TableSource:
             if present:
                 yield table, find_columns(present, self.settings, table.path)
             else:
-                self.notes[f"empty input file {printable(name)}"] += 1
+                self.notes[f"empty input file {valid_name(name)}"] += 1
 
     def _drop(self, name: str, lines: int) -> None:
         self.notes[

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from data.fetch.files import tar_url
 from data.sources.candidates import Candidate, Served
 from data.sources.canonical import canonical_url, host_of
-from data.sources.facts import cannot_read, facts_of, printable
+from data.sources.facts import cannot_read, facts_of, valid_name
 from data.sources.folder import IMAGE_ENDINGS
 from data.sources.inputs import find_files
 from data.sources.settings import WebdatasetSettings
@@ -54,7 +54,7 @@ class WebdatasetSource:
     def facts(self) -> dict[str, Any]:
         """Every tar's bytes and sha256."""
         root, names = self._tars()
-        return {"kind": "webdataset", "files": facts_of(((printable(name), root / name) for name in names), SETTING)}
+        return {"kind": "webdataset", "files": facts_of(((valid_name(name), root / name) for name in names), SETTING)}
 
     @contextmanager
     def serving(self) -> Iterator[Served]:
@@ -83,14 +83,14 @@ class WebdatasetSource:
                         yield _ours(meta, bare, url)
                         continue
                     repeat = f"#{seen[key]}" if seen[key] > 1 else ""
-                    source_id = printable(f"{name.removesuffix('.tar')}/{key}{repeat}")
+                    source_id = valid_name(f"{name.removesuffix('.tar')}/{key}{repeat}")
                     yield _foreign(meta, line(_read(file, members.get("txt"))), source_id, url, bare if keyed else None)
 
     def _tars(self) -> tuple[Path, list[str]]:
         return find_files(self.path, SETTING, lambda name: name.endswith(".tar"), ".tar", follow_links=False)
 
     def _note(self, name: str, why: str) -> None:
-        self.notes[f"{why}: {printable(name)}"] += 1
+        self.notes[f"{why}: {valid_name(name)}"] += 1
 
 
 def read_samples(file: Any, note: Callable[[str], None]) -> Iterator[tuple[str, dict[str, Range]]]:

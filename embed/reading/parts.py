@@ -244,7 +244,8 @@ class CacheParts:
         order = _order(keys, numbers) if by_pair else None
         total = len(keys)
         stored = {
-            VECTORS[kind]: buffer.take(kind, total, self.dim if kind in kinds else 0, np.dtype("<f2")) for kind in VECTORS
+            VECTORS[kind]: buffer.take(kind, total, self.dim if kind in kinds else 0, np.dtype("<f2"))
+            for kind in VECTORS
         }
         tokens = buffer.take("tokens", total, self.context_length, self.token_dtype)
         lengths = np.empty(total, np.int64)

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from data.pipeline.artifacts import Artifact
-from data.pipeline.errors import Code, UserError
+from data.pipeline.errors import UserError
 from embed.format import NULL_PART, as_matrix
 from embed.reading.lookup import Pairs, Span, find_rows
 from embed.reading.mapped import as_tensor
@@ -154,7 +154,7 @@ class EmbeddingReader:
         found = []
         for window in self.shuffle.windows(seed, epoch):
             rows = np.arange(len(self)) if window.units is None else self._rows_of(window.units)
-            found.append(rows[window.permutation()])
+            found.append(window.shuffled(rows))
         return np.concatenate(found)
 
     def _rows_of(self, units: NDArray[np.int64]) -> NDArray[np.int64]:

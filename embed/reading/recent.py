@@ -39,7 +39,9 @@ class RecentUnits:
     def _unit(self, unit: int) -> Rows:
         if unit not in self._held:
             buffer, rows = Buffer(), int(self._counts[unit])
-            while self._held and sum(held.rows for _, held in self._held.values()) + max(rows, buffer.rows) > self._limit:
+            while (
+                self._held and sum(held.rows for _, held in self._held.values()) + max(rows, buffer.rows) > self._limit
+            ):
                 buffer = self._held.popitem(last=False)[1][1]
             self._held[unit] = self._load(unit, buffer), buffer
         self._held.move_to_end(unit)

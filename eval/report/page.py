@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from eval.metrics.families import CLASSIFIER, FAMILIES
 from eval.metrics.metric import TWO_OBJECTS, Metric
-from eval.table import Row
+from eval.table import Kind, Row
 
 ATTRIBUTES_FIRST = ("colour", "background", "colour+background", "shape", "size", "position", "texture")
 HUMAN_COLUMNS = ("n", "win_rate", "lo", "hi", "normal_lo", "normal_hi", "wins", "ties", "losses")
@@ -74,8 +74,9 @@ def tables(rows: Sequence[Row], systems: Sequence[str]) -> list[dict[str, Any]]:
 
 def _table(caption: str, rows: Sequence[Row], systems: Sequence[str]) -> dict[str, Any]:
     scales = sorted({r.guidance for r in rows if r.guidance is not None})
-    columns: list[tuple[str, str, float | None]] = [("system", s, g) for s in systems for g in scales]
-    columns += [(kind, kind, None) for kind in ("real", "chance") if any(r.kind == kind for r in rows)]
+    columns: list[tuple[Kind, str, float | None]] = [("system", s, g) for s in systems for g in scales]
+    others: tuple[Kind, ...] = ("real", "chance")
+    columns += [(kind, kind, None) for kind in others if any(r.kind == kind for r in rows)]
     cells = {(r.metric, r.kind, r.system, r.guidance): r for r in rows}
     lines = [(m, [cells.get((m, *column)) for column in columns]) for m in in_order(r.metric for r in rows)]
     return {"caption": caption, "columns": columns, "lines": lines}

@@ -32,6 +32,11 @@ def test_no_file_hides_a_room_or_the_standard_library() -> None:
         assert path.stem not in rooms | set(sys.stdlib_module_names) | {"streamlit", "altair", "pandas", "PIL"}
 
 
+def test_no_folder_is_one_that_streamlit_adopts() -> None:
+    """Streamlit offers every script in a folder called `pages` beside the one that it runs: raters would find the others."""
+    assert not (ROOT / "dashboards" / "pages").exists()
+
+
 @pytest.mark.parametrize(("command", "advice"), [("rate", "humaneval build"), ("results", "humaneval results")])
 def test_what_is_missing_is_said_before_a_server_starts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, advice: str

@@ -7,7 +7,14 @@ from PIL import Image
 
 from data.pipeline.errors import UserError
 from data.sources import scene_world as world
-from eval.extract.attributes import Vocabulary, augment, load_classifier, save_classifier, train_classifier
+from eval.extract.attributes import (
+    AttributeExtractor,
+    Vocabulary,
+    augment,
+    load_classifier,
+    save_classifier,
+    train_classifier,
+)
 from eval.metrics.accuracy import judge_one_object, judge_two_objects
 from eval.settings import AttributeSettings
 
@@ -110,6 +117,9 @@ def test_a_tiny_classifier_beats_chance_on_held_out_scenes(trained, tmp_path):
     assert judged["background"].right.mean() > 0.9
     assert judged["colour"].right.mean() > 3 * judged["colour"].chance.mean()
     np.testing.assert_allclose(features, classifier.run(images, batch=300)[0], atol=1e-4)
+    arrays = AttributeExtractor(tmp_path, "00").extract(images)
+    assert arrays.keys() == {"feature", *(f"logits/{head}" for head in vocabulary.heads)}
+    np.testing.assert_allclose(arrays["logits/colour"], found["colour"], atol=1e-4)
 
 
 def test_training_is_a_function_of_its_seed():

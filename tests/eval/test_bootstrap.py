@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from eval.statistics import bootstrap
+from eval.statistics import bootstrap, intervals
 
 
 def test_draws_depend_on_the_seed_alone_and_keep_the_number_of_captions():
@@ -70,7 +70,7 @@ def test_all_right_still_has_an_interval():
 
 def test_centred_interval_sits_around_the_value():
     draws = np.random.default_rng(0).normal(size=2000) + 13
-    estimate = bootstrap.centred(10.0, draws)
+    estimate = intervals.centred(10.0, draws)
     assert estimate.lo == pytest.approx(10 - 1.96, abs=0.15)
-    assert bootstrap.centred(-0.1, draws, floor=0.0).value == 0
-    assert bootstrap.centred(0.5, draws, floor=0.0).lo == 0
+    assert intervals.centred(-0.1, draws, floor=0.0).value == 0
+    assert intervals.centred(0.5, draws, floor=0.0).lo == 0

@@ -5,8 +5,9 @@ import pytest
 
 from eval.metrics.clip_score import clip_score, clip_score_hessel, r_precision
 from eval.metrics.diversity import within_caption_diversity
-from eval.metrics.measure import NO_VARIATION, SAME_CLIP, Measured, difference
-from eval.statistics.bootstrap import Estimate
+from eval.metrics.measure import NO_VARIATION, difference
+from eval.metrics.metric import Measured
+from eval.statistics.intervals import Estimate
 
 X, Y = np.array([1.0, 0.0]), np.array([0.0, 1.0])
 DIAGONAL = np.array([0.6, 0.8])
@@ -53,13 +54,9 @@ def test_a_caption_with_one_image_has_no_diversity():
 
 def test_a_difference_keeps_only_the_warnings_that_hold_for_it():
     flat, varied = Estimate(1.0, 0.8, 1.0, np.ones(50)), Estimate(0.5, 0.4, 0.6, np.linspace(0.4, 0.6, 50))
-    said = (
-        "all right or all wrong: Wilson's interval over captions",
-        SAME_CLIP,
-        "biased upward: few",
-        "resampling puts ...",
-    )
-    a, b = {"m": Measured(flat, 5, 9, said)}, {"m": Measured(varied, 5, 9, said)}
-    assert difference(a, b)["m"].warnings == (SAME_CLIP, "biased upward: few")
+    a = {"m": Measured(flat, 5, 9, ("of both", "biased upward: few"), ("of a's interval",))}
+    b = {"m": Measured(varied, 5, 9, ("of both",), ("of b's interval",))}
+    assert difference(a, b)["m"].warnings == ("of both", "biased upward: few")
+    assert difference(a, b)["m"].own_warnings == ()
     same = difference(a, a)["m"]
-    assert (same.estimate.lo, same.estimate.hi) == (0, 0) and same.warnings[-1] == NO_VARIATION
+    assert (same.estimate.lo, same.estimate.hi) == (0, 0) and same.own_warnings == (NO_VARIATION,)

@@ -1,67 +1,77 @@
-"""The whole room on a tiny run: a faithful fake beats one that ignores its captions, and the report shows every number."""
+"""The whole room on a tiny run: a faithful fake beats one that ignores its captions, and the table holds every number."""
 
-import json
+import pickle
 import re
-from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 import eval.protocols.run as evaluation
-import eval.report.build as report
-from data.pipeline.artifacts import publish_json
-from data.pipeline.errors import UserError
-from eval.extract.clip import ClipExtractor
-from eval.extract.stage import features_of
-from eval.generate import jobs, make_samples
-from eval.prompts import choose_prompts, make_prompts
-from eval.protocols.run import Evaluation, compute_metrics, split_real
-from eval.real_images import RealImages
+from data.pipeline.errors import Code, UserError
+from data.pipeline.executors import InProcess
+from data.pipeline.lineage import Lineage
+from data.pipeline.runner import run_stage
+from data.pipeline.stage import Input
+from eval.extract.stage import features_stage, read_features
+from eval.metrics.families import FAMILIES
+from eval.prompts import choose_prompts
+from eval.protocols.run import Evaluation, compute_metrics, extract_all
+from eval.protocols.sets import split_real
+from eval.real_images import RealImages, RealSet
+from eval.report.build import write_report
 from eval.settings import EvalSettings
-from eval.systems import system_inputs
-from eval.table import METRICS_SCHEMA, Row, publish_rows, read_rows
-from tests.eval.tiny_run import HOSTILE, FakeClip, FakeSystem, make_run, train
+from eval.stages import STAGES
+from eval.table import METRICS_SCHEMA, Row, read_rows, write_rows
+from tests.eval.tiny_run import FakeClip, draw_all, fake_clip, make_run, train
 
 CLIP = "clip:" + FakeClip.identity[:8]
+TABLE = "eval/metrics/metrics.parquet"
 
 
-def draw_all(run):
-    settings = run.config[EvalSettings]
-    real = RealImages(run.dataset, run.view("base"))
-    make_prompts(run, real, "captions", settings.captions)
-    make_prompts(run, real, "grids", settings.grids)
-    for system in (FakeSystem("unclip", faithful=True), FakeSystem("glide", faithful=False)):
-        system.inputs = system_inputs(run, system.name, FakeClip.identity)
-        for job in jobs(system, settings, run.seed):
-            make_samples(run, job)
+@pytest.fixture(scope="module", autouse=True)
+def fake_clips():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation.ClipExtractor, "open", fake_clip)
+        yield
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run with samples and metrics; its CLIP is a fake."""
+    """A run with generated images and metrics; its CLIP is a fake."""
     run = make_run(tmp_path_factory.mktemp("runs"), label="Smoke: numbers mean nothing.")
     draw_all(run)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "load_clip", lambda run: FakeClip())
-        compute_metrics(run)
-        yield run
+    compute_metrics(run, InProcess())
+    return run
 
 
 @pytest.fixture(scope="module")
 def rows(run) -> dict[tuple[str, str, float | None], Row]:
-    return {(r.metric, r.system, r.guidance): r for r in read_rows(run.folder / "eval" / "metrics.parquet")[0]}
+    return {(r.metric.name, r.system, r.guidance): r for r in read_rows(run.folder / TABLE)[0]}
 
 
 def test_table_has_the_documented_columns_and_whole_rows(run, rows):
-    table = pq.read_table(run.folder / "eval" / "metrics.parquet")
+    table = pq.read_table(run.folder / TABLE)
     assert table.schema.remove_metadata().equals(METRICS_SCHEMA)
     for row in rows.values():
-        assert row.lo <= row.value <= row.hi or row.system == "unclip - glide", row
+        assert row.lo <= row.value <= row.hi or row.kind == "difference", row
         assert row.n >= 1 and row.images >= row.n and row.seed == 3
-        assert row.direction in ("higher", "lower")
-    hashes = {r.settings_hash for r in rows.values() if r.system in ("unclip", "glide")}
-    assert len(hashes) == 4 and all(re.fullmatch("[0-9a-f]{12}", h) for h in hashes)
+        assert row.metric.direction in ("higher", "lower")
+    hashes = {r.settings_hash for r in rows.values() if r.kind == "system"}
+    assert len(hashes) == 4 and all(re.fullmatch("[0-9a-f]{12}", h or "") for h in hashes)
+
+
+def test_metrics_say_by_fields_what_they_are(rows):
+    accuracy = rows["attribute_accuracy[colour]", "unclip", 1.0].metric
+    assert (accuracy.family, accuracy.space, accuracy.what, accuracy.scope) == (
+        "attribute_accuracy", "attributes", "colour", "one object",
+    )  # fmt: skip
+    distance = rows[f"fd[{CLIP}]", "unclip", 1.0].metric
+    assert (distance.family, distance.space, distance.what, distance.direction) == ("fd", CLIP, None, "lower")
+    assert FAMILIES["fid"].metric("inception").name == "fid"
+    assert FAMILIES["attribute_accuracy"].metric("attributes", "colour", "two objects").name == (
+        "attribute_accuracy[colour, two objects]"
+    )
 
 
 @pytest.mark.parametrize(
@@ -75,7 +85,7 @@ def test_table_has_the_documented_columns_and_whole_rows(run, rows):
         "attribute_accuracy[colour]",
     ],
 )
-def test_every_metric_covers_both_systems_all_scales_and_their_difference(rows, metric):
+def test_every_metric_covers_every_system_all_scales_and_their_difference(rows, metric):
     for system in ("unclip", "glide", "unclip - glide"):
         assert {(metric, system, scale) in rows for scale in (1.0, 2.0)} == {True}
 
@@ -102,30 +112,55 @@ def test_the_faithful_system_wins_where_captions_count(rows):
 def test_warnings_name_the_bias_and_the_shared_clip(rows):
     fd = rows[f"fd[{CLIP}]", "unclip", 1.0]
     assert any("biased upward: 88 images against" in w for w in fd.warnings)
-    assert any("conditions unCLIP" in w for w in fd.warnings)
-    assert not any("conditions unCLIP" in w for w in rows["fd[attributes]", "unclip", 1.0].warnings)
+    assert any("the run's own CLIP" in w for w in fd.warnings)
+    assert not any("the run's own CLIP" in w for w in rows[f"fd[{CLIP}]", "real", None].warnings)
+    assert not any("the run's own CLIP" in w for w in rows["fd[attributes]", "unclip", 1.0].warnings)
 
 
 def test_numbers_do_not_change_and_are_not_computed_twice(run, monkeypatch):
-    path = run.folder / "eval" / "metrics.parquet"
-    before = path.read_bytes()
-    monkeypatch.setattr(evaluation, "all_rows", lambda _: pytest.fail("computed again"))
-    compute_metrics(run)
-    monkeypatch.undo()
-    monkeypatch.setattr(evaluation, "load_clip", lambda run: FakeClip())
-    path.unlink()
-    compute_metrics(run)
-    assert path.read_bytes() == before
+    metrics = run.artifact("eval/metrics")
+    before, table = metrics.digest(), (run.folder / TABLE).read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "measure_part", lambda spec, attempt: pytest.fail("computed again"))
+        compute_metrics(run, InProcess())
+    assert metrics.digest() == before
+    (run.folder / TABLE).unlink()
+    compute_metrics(run, InProcess())
+    assert (run.folder / TABLE).read_bytes() == table and metrics.digest() == before and metrics.verify() == []
 
 
-def test_features_are_cached_by_content(run):
+def test_features_and_metrics_are_artifacts_that_the_stage_table_counts(run):
+    for row in STAGES:
+        if row.name not in ("eval/report", "generations/*/*"):
+            assert len(row.artifacts(run)) == row.count(run.config), row.name
+    lineage = Lineage(run)
+    for row in STAGES:
+        for artifact in row.artifacts(run):
+            assert lineage.why_stale(artifact.folder.relative_to(run.folder).as_posix()) is None
+
+
+def test_every_part_travels(run):
+    whole = Evaluation.of(run, InProcess())
+    for stage in (*whole.features_stages(), whole.metrics_stage()):
+        for part in stage.parts:
+            assert pickle.loads(pickle.dumps(part)) == part  # noqa: S301
+
+
+def test_features_are_made_once_and_again_when_the_images_change(run):
     real = RealImages(run.dataset, run.view("base"))
-    images = real.image_set("some", real.train(0, "x")[:5], 16)
-    first = features_of(run, images, ClipExtractor(FakeClip()))
-    unreadable = replace(images, load=lambda: pytest.fail("extracted again"))
-    np.testing.assert_array_equal(first, features_of(run, unreadable, ClipExtractor(FakeClip())))
-    reordered = replace(unreadable, ids=images.ids[::-1])
-    np.testing.assert_array_equal(first[::-1], features_of(run, reordered, ClipExtractor(FakeClip())))
+    images = RealSet(
+        "some", run.dataset.folder, tuple(real.train(0, "x")[:5]), 16, (Input("dataset", run.dataset.digest()),)
+    )
+    clip = fake_clip(run)
+    artifact = run_stage(features_stage(run, images, clip), InProcess())
+    first, receipt = read_features(artifact.folder), artifact.folder / "parts" / "00000.json"
+    assert first.ids == list(images.keys) and first.arrays["embedding"].shape == (5, 12)
+    made = receipt.stat().st_mtime_ns
+    run_stage(features_stage(run, images, clip), InProcess())
+    assert receipt.stat().st_mtime_ns == made
+    other = RealSet("some", images.dataset, images.keys[::-1], 16, (Input("dataset", "00"),))
+    second = read_features(run_stage(features_stage(run, other, clip), InProcess()).folder)
+    np.testing.assert_array_equal(second.arrays["embedding"], first.arrays["embedding"][::-1])
 
 
 def test_reference_and_real_row_share_nothing_and_have_the_prompts_shares(run):
@@ -138,102 +173,64 @@ def test_reference_and_real_row_share_nothing_and_have_the_prompts_shares(run):
     assert np.mean([real.objects(k) == 2 for k in reference]) == pytest.approx(4 / 44, abs=0.02)
 
 
-def test_missing_samples_name_the_command(tmp_path):
+def test_what_is_missing_names_the_command(tmp_path):
     run = make_run(tmp_path)
-    with pytest.raises(UserError, match="python -m eval sample"):
-        Evaluation(run)
-    with pytest.raises(UserError, match="python -m eval metrics"):
-        report.write_report(run)
-
-
-def test_one_sample_a_caption_and_samples_of_replaced_weights(tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluation, "load_clip", lambda run: FakeClip())
-    few = {"captions": 8, "samples": 1}
-    run = make_run(tmp_path, captions=few, grids=few, guidance=[1.0], grid_guidance=1.0, bootstrap_draws=100)
+    with pytest.raises(UserError, match="python -m eval generate") as error:
+        compute_metrics(run, InProcess())
+    assert error.value.code == Code.MISSING
     draw_all(run)
-    compute_metrics(run)
-    report.write_report(run)
-    train(run, "glide", "2")
-    with pytest.raises(
-        UserError, match=r"glide.* were drawn with models that have been replaced since; run `python -m eval sample`"
-    ):
-        compute_metrics(run)
+    with pytest.raises(UserError, match="python -m eval metrics") as error:
+        write_report(run)
+    assert error.value.code == Code.MISSING
+
+
+FEW = {"captions": 8, "samples": 1}
+
+
+def test_one_image_a_caption_and_images_of_replaced_weights(tmp_path):
+    run = make_run(tmp_path, captions=FEW, grids=FEW, guidance=[1.0], grid_guidance=1.0, bootstrap_draws=100)
     draw_all(run)
-    with pytest.raises(UserError, match="run `python -m eval metrics`"):
-        report.write_report(run)
+    compute_metrics(run, InProcess())
+    write_report(run)
+    train(run, "glide", 2)
+    for make in (lambda: compute_metrics(run, InProcess()), lambda: write_report(run)):
+        with pytest.raises(UserError, match="models/glide has changed since") as error:
+            make()
+        assert error.value.code == Code.STALE
+    draw_all(run)
+    with pytest.raises(UserError, match="run `python -m eval metrics`") as error:
+        write_report(run)
+    assert error.value.code == Code.STALE
+    compute_metrics(run, InProcess())
+    write_report(run)
 
 
-# --- the report ---
+@pytest.mark.parametrize("systems", [("only",), ("a", "b", "c")])
+def test_any_number_of_systems(tmp_path, systems, monkeypatch):
+    monkeypatch.setattr("tests.eval.tiny_run.MODELS", dict.fromkeys(systems, ("glide",)))
+    rows = {name: {"decoder": "glide"} for name in systems}
+    run = make_run(tmp_path, rows, captions=FEW, grids=FEW, guidance=[1.0], grid_guidance=1.0, bootstrap_draws=100)
+    draw_all(run, systems)
+    compute_metrics(run, InProcess())
+    found = read_rows(run.folder / TABLE)[0]
+    assert {r.system for r in found if r.kind == "system"} == set(systems)
+    pairs = {"a - b", "a - c", "b - c"} if len(systems) == 3 else set()
+    assert {r.system for r in found if r.kind == "difference"} == pairs
+    html = write_report(run)[1].read_text()
+    assert ("<h2>Differences</h2>" in html) == bool(pairs)
+    assert all(f'class="system-{i}"' in html for i in range(len(systems)))
 
 
-@pytest.fixture(scope="module")
-def written(run):
-    publish_json(
-        run.folder / "humaneval" / "results.json",
-        {
-            "simulated": True, "study": {"hash": "abc"},
-            "questions": [{"question": "photorealism", "system_a": "unclip", "system_b": HOSTILE, "n": 60, "win_rate": 0.55, "simulated": True, "shares": {"win": 0.5, "tie": 0.25}, "left_share": None, "lo": None, "hi": None}, {"question": "diversity", "simulated": False, "win_rate": 0.25}],
-        },
-    )  # fmt: skip
-    as_json, as_html = report.write_report(run)
-    return json.loads(as_json.read_text()), as_html.read_text()
-
-
-def test_report_is_self_contained(written):
-    html = written[1]
-    for attribute in re.findall(r"""(?:src|href|action|srcset|data)\s*=\s*["']([^"']*)""", html):
-        assert attribute.startswith("data:image/"), attribute[:80]
-    for forbidden in ("http://", "https://", "<script", "<link", "@import", "url(", "<iframe"):
-        assert forbidden not in html
-
-
-def test_report_escapes_captions_and_raters_input(run, monkeypatch, written):
-    assert "&lt;script&gt;alert" in written[1]
-    shown = report.pictures(run)
-    shown["grids"][0]["caption"] = shown["side_by_side"][0]["caption"] = HOSTILE
-    rows = read_rows(run.folder / "eval" / "metrics.parquet")[0]
-    html = report.render(
-        written[0] | {"title": HOSTILE, "labels": [HOSTILE]},
-        rows,
-        shown,
-        {"curves": [], "funnel": "data:image/png;base64,"},
-    )
-    assert "<script" not in html
-    assert html.count("&lt;script&gt;") >= 5
-
-
-def test_json_holds_every_number_that_the_page_shows(written):
-    data, html = written
-    shown = {report.number(m[k]) for m in data["metrics"] for k in ("value", "lo", "hi")}
-    for cell in re.findall(r"<td>(-?\d+\.\d+)<small>(-?\d+\.\d+) – (-?\d+\.\d+)</small>", html):
-        assert set(cell) <= shown
-    assert len(re.findall(r"<small>-?\d+\.\d+ – ", html)) > 40
-
-
-def test_labels_provenance_and_funnel_are_there(written):
-    data, html = written
-    assert "Smoke: numbers mean nothing." in html
-    assert "Synthetic data" in html
-    assert "some rows of simulated raters" in html and "no person was asked" in html
-    assert "55.0%" in html and "25.0%" in html and "<td>simulated</td>" in html and "<td>no</td>" in html
-    assert "left share" not in html and "normal lo" in html
-    assert data["artifacts"].keys() >= {"dataset", "views/base", "eval/attributes", "prompts/captions"}
-    assert data["funnel"][0]["step"] == "planned"
-    assert len(data["artifacts"]["dataset"]) == 64
+def test_features_alone(tmp_path):
+    run = make_run(tmp_path, captions=FEW, grids=FEW, guidance=[1.0], grid_guidance=1.0)
+    draw_all(run)
+    made = extract_all(run, InProcess())
+    row = next(row for row in STAGES if row.name == "eval/features/*/*")
+    assert len(made) == row.count(run.config)
 
 
 def test_rows_survive_their_file(tmp_path):
-    row = Row("fd[x]", "unclip", 1.5, 1.0, 2.0, 10, 20, 0, "abc", 2.0, ("small n",))
-    publish_rows(tmp_path / "m.parquet", [row], {"a": 1})
+    metric = FAMILIES["fd"].metric("x")
+    row = Row(metric, "system", "unclip", 1.5, 1.0, 2.0, 10, 20, 0, "abc", 2.0, ("small n",))
+    write_rows(tmp_path / "m.parquet", [row], {"a": 1})
     assert read_rows(tmp_path / "m.parquet") == ([row], {"a": 1})
-
-
-def test_numbers_are_written_for_people():
-    assert [report.number(v) for v in (0.12345, 123.456, 1234, float("nan"), "a", True)] == [
-        "0.123",
-        "123.5",
-        "1,234",
-        "-",
-        "a",
-        "True",
-    ]

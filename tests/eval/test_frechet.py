@@ -6,8 +6,9 @@ import scipy.linalg
 from cleanfid.fid import frechet_distance as cleanfid_distance
 
 from data.pipeline.errors import UserError
-from eval.metrics.frechet import Gaussian, frechet_distance, frechet_draws, small_n_warning
-from eval.statistics import bootstrap
+from eval.metrics.frechet import frechet_distance, frechet_draws, small_n_warning
+from eval.metrics.gaussian import Gaussian
+from eval.statistics import bootstrap, intervals
 from eval.statistics.moments import Moments
 
 
@@ -133,9 +134,9 @@ def test_the_interval_covers_what_the_estimator_gives_at_this_n():
     centred, plain = 0, 0
     for i, (x, value) in enumerate(zip(sets, values, strict=True)):
         draws = frechet_draws(x, np.arange(n), bootstrap.caption_draws(n, 200, seed=i), reference)
-        estimate = bootstrap.centred(float(value), draws)
+        estimate = intervals.centred(float(value), draws)
         centred += estimate.lo <= values.mean() <= estimate.hi
-        naive = bootstrap.percentile(float(value), draws)
+        naive = intervals.percentile(float(value), draws)
         plain += naive.lo <= values.mean() <= naive.hi
     assert centred / trials >= 0.89
     assert centred > plain

@@ -1,6 +1,7 @@
 """A tiny run on disk: real artifacts of the synthetic world, two fake systems whose quality is known, a fake CLIP."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +10,19 @@ import pyarrow.parquet as pq
 import torch
 
 from data.dataset.shards import Sample, ShardWriter
-from data.pipeline.artifacts import PartSpec
+from data.pipeline.artifacts import Artifact
 from data.pipeline.config import parse_config
 from data.pipeline.executors import InProcess
 from data.pipeline.run import Run
-from data.pipeline.runner import Stage, run_stage
+from data.pipeline.runner import run_stage
+from data.pipeline.stage import Input, PartSpec, Stage
 from data.sources import scene_world as world
 from data.views.settings import ViewsSettings
+from eval.extract.clip import ClipExtractor
+from eval.generate import generate, jobs
 from eval.images import write_png
+from eval.prompts import make_prompts
+from eval.settings import EvalSettings
 
 SIDE = 16
 N = 360
@@ -70,18 +76,34 @@ class FakeClip:
         return torch.nn.functional.normalize(x.flatten(1) - 128, dim=-1)
 
 
+@dataclass(frozen=True)
+class FakeSource:
+    """Where a FakeClip is loaded from."""
+
+    def load(self) -> FakeClip:
+        return FakeClip()
+
+
+def fake_clip(run: Run) -> ClipExtractor:
+    """In place of `ClipExtractor.open`."""
+    return ClipExtractor(FakeSource(), FakeClip.identity)
+
+
+@dataclass(frozen=True)
 class FakeSystem:
-    """Draws what the caption says (`faithful`) or scenes that have nothing to do with it."""
+    """Draws what the caption says (`faithful`) or scenes that have nothing to do with it. `calls` are those of this process."""
 
-    side, steps, guidance_prior = SIDE, 5, None
-    sampling: Mapping[str, float] = {"batch": 8}
-
-    def __init__(self, name: str, faithful: bool) -> None:
-        self.name, self.faithful, self.inputs = name, faithful, {"model": name}
-        self.calls = 0
+    name: str
+    faithful: bool
+    inputs: tuple[Input, ...] = ()
+    calls: list[float] = field(default_factory=list, compare=False)
+    side = SIDE
+    steps = 5
+    guidance_prior = None
+    sampling: Mapping[str, float] = field(default_factory=lambda: {"batch": 8})
 
     def generate(self, captions: Sequence[str], seeds: Sequence[int], guidance: float) -> np.ndarray:
-        self.calls += 1
+        self.calls.append(guidance)
         return np.stack([self._draw(c, s) for c, s in zip(captions, seeds, strict=True)])
 
     def _draw(self, caption: str, seed: int) -> np.ndarray:
@@ -99,22 +121,39 @@ TABLES = {"shape": world.SHAPES, "colour": world.COLOURS, "size": world.SIZES}
 
 
 def write_model(spec: PartSpec, attempt: Path) -> dict[str, int]:
-    (attempt / "model").write_text(spec.inputs["version"])
+    (attempt / "model").write_text(spec.work)
     return {}
 
 
-def train(run: Run, name: str, version: str = "1") -> None:
+def train(run: Run, name: str, version: int = 1) -> None:
     """A stand-in for a model: only its digest matters to eval."""
-    stage = Stage(
-        f"train-{name}", 1, run.folder / "models" / name, {}, [PartSpec("model", {"version": version})], write_model
-    )
-    run_stage(stage, InProcess())
+    part = PartSpec("model", (Input("views/train", run.view("train").digest()),), f"weights {version}")
+    run_stage(Stage(f"train-{name}", version, run.folder / "models" / name, {}, [part], write_model), InProcess())
 
 
-def make_run(folder: Path, **settings: object) -> Run:
+MODELS = {"unclip": ("prior", "decoder"), "glide": ("glide",)}
+
+
+def fake_system(run: Run, name: str) -> FakeSystem:
+    """The first system is faithful."""
+    inputs = tuple(Input(f"models/{model}", run.model(model).digest()) for model in MODELS[name])
+    return FakeSystem(name, name == "unclip", inputs)
+
+
+def draw_all(run: Run, systems: Sequence[str] = ("unclip", "glide")) -> list[Artifact]:
+    """Prompt sets, and every system's images of them."""
+    make_prompts(run, InProcess())
+    settings = run.config[EvalSettings]
+    wanted = [job for name in systems for job in jobs(fake_system(run, name), settings, run.seed)]
+    return generate(run, wanted, InProcess())
+
+
+def make_run(folder: Path, systems: dict | None = None, **settings: object) -> Run:
     tables = {
+        "systems": systems or {},
+        "humaneval": {"questions": dict.fromkeys(("photorealism", "caption_similarity", "diversity"), 0)},
         "run": {"name": "tiny", "folder": str(folder), "seed": 3},
-        "dataset": {"scenes": {"samples": N}},
+        "dataset": {"scenes": {"samples": N}, "split": {"val": 0.25, "test": 0.25}},
         "eval": {
             "captions": {"captions": 44, "samples": 2, "two_object": 4}, "grids": {"captions": 3, "samples": 16},
             "guidance": [1.0, 2.0], "reference_images": 150, "bootstrap_draws": 200,

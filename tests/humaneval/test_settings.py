@@ -17,7 +17,7 @@ PAIRS_ONLY = {"diversity": 0}
 
 def config(humaneval: Mapping[str, Any] | None = None, **tables: Any) -> Config:
     """Everything else is at its default: eval draws captions at 1, 2 and 4, grids at 2."""
-    given = {"run": {"name": "x"}, "dataset": {"scenes": {"samples": 4}}, **tables}
+    given = {"run": {"name": "x"}, "dataset": {"scenes": {"samples": 40_000}}, **tables}
     return parse_config(given | ({} if humaneval is None else {"humaneval": dict(humaneval)}), "x.toml")
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from data.pipeline.config import parse_config
-from data.pipeline.errors import StageFailed
 from data.pipeline.run import Run
 from data.pipeline.stage import Stage
-from tests.conftest import tree_bytes
-from training.launch import train_together
+from tests.conftest import exit_code_with_fault, tree_bytes
+from training.launch import train, train_together
 from training.stages import TRAININGS
+from training.tasks.prior import prior_stage
 
 MODELS = ("decoder", "glide", "prior")
 
@@ -24,6 +24,7 @@ def untrained(run: Run, folder: Path, **cluster: object) -> Run:
     shutil.copytree(run.folder, folder / "t", ignore=shutil.ignore_patterns("models", "config.toml", "*.lock"))
     tables = run.config.to_dict()
     tables["run"]["folder"] = str(folder)
+    tables["prior"]["checkpoint_seconds"] = 1e-9
     return Run.open(parse_config(tables | {"cluster": cluster}, "test"))
 
 
@@ -34,7 +35,10 @@ def stages_of(run: Run) -> list[Stage]:
 def test_trainings_side_by_side_on_workers_give_the_bytes_of_this_process(
     trained_run: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    """Also where one was begun in another process, which was killed."""
     run = untrained(trained_run, tmp_path, workers=2)
+    assert exit_code_with_fault("training-latest@2", train, run, prior_stage(run)) == -9
+    assert list((run.scratch / "train" / "prior").rglob("step-00000001"))
     made = train_together(run, stages_of(run))
     assert [artifact.folder.name for artifact in made] == list(MODELS)
     printed = capfd.readouterr().out
@@ -42,27 +46,6 @@ def test_trainings_side_by_side_on_workers_give_the_bytes_of_this_process(
         assert tree_bytes(run.model(name).folder) == tree_bytes(trained_run.model(name).folder), name
         assert f"{name}: 3/3 steps" in printed  # workers' own lines
     assert not any((run.scratch / "train").rglob("step-*"))
-
-
-@pytest.mark.slow
-def test_a_training_whose_worker_is_killed_goes_on_to_the_same_bytes(
-    trained_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = untrained(trained_run, tmp_path, workers=2)
-    tables = run.config.to_dict()
-    for section in ("prior", "decoder"):
-        tables[section]["checkpoint_seconds"] = 1e-9
-    run = Run(parse_config(tables, "test"))
-    with monkeypatch.context() as faulty:
-        faulty.setenv(
-            "UNCLIP_FAULT", "training-latest@2"
-        )  # workers inherit it; a worker that goes on is killed there again
-        with pytest.raises(StageFailed, match="its worker died 3 times"):
-            train_together(run, stages_of(run))
-    assert (run.scratch / "train" / "prior").exists()
-    train_together(run, stages_of(run))
-    for name in MODELS:
-        assert tree_bytes(run.model(name).folder) == tree_bytes(trained_run.model(name).folder), name
 
 
 @pytest.mark.slow

@@ -38,8 +38,8 @@ class Trainer(Generic[B]):
             )
         self.task, self.settings, self.seed, self.folder = task, settings, seed, folder
         self.checkpoint_seconds = checkpoint_seconds
-        # Autocast is ours: accelerate's is one for the whole process.
-        self.accelerator = Accelerator(mixed_precision="no")
+        # Autocast is ours: accelerate's is one for the whole process. Without a GPU it joins a launcher's processes only when told so.
+        self.accelerator = Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available())
         rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
         if settings.batch % (ranks * settings.accumulation):
             raise UserError(
@@ -60,7 +60,7 @@ class Trainer(Generic[B]):
 
     def run(self) -> tuple[nn.Module, list[LogRow]]:
         """Train to the last step. Returns the averaged network and the log."""
-        with contextlib.closing(self.feed):
+        with self.feed:
             self._run()
         return self.ema.module, self.done.log
 

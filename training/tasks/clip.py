@@ -26,7 +26,8 @@ from data.pipeline.stage import PartSpec, Stage
 from data.views.reading import kept_pairs
 from embed.clip.model import BPE_FILE, load_clip_folder, save_clip, shrink_bpe, tokenizer_for
 from training.checkpoints import LOG, write_log
-from training.loop.pixels import PixelStore
+from training.loop.pixels import Pixels, Share
+from training.loop.ranks import rank_and_ranks
 from training.loop.state import LogRow
 from training.loop.trainer import Trainer, final_numbers
 from training.seeds import seeded
@@ -97,7 +98,7 @@ class ClipTask:
 
     def __init__(
         self, settings: ClipTrainingSettings, config: Mapping[str, Any], tokenizer: Any,
-        train: CaptionedImages, val: CaptionedImages, pixels: PixelStore, seed: int,
+        train: CaptionedImages, val: CaptionedImages, pixels: Pixels, seed: int,
     ) -> None:  # fmt: skip
         self.settings, self.seed, self.pixels = settings, seed, pixels
         self.train, self.val, self.size = train, val, len(train.keys)
@@ -109,6 +110,9 @@ class ClipTask:
             self.network = CLIP(**config)
 
     def order(self, epoch: int) -> NDArray[np.int64]:
+        shard_by_shard = self.pixels.order(self.seed, epoch)
+        if shard_by_shard is not None:
+            return shard_by_shard
         return np.random.default_rng([self.seed, epoch]).permutation(self.size)
 
     def fetch(self, items: NDArray[np.int64]) -> ClipBatch:
@@ -160,9 +164,10 @@ def make_clip(spec: PartSpec, attempt: Path) -> Mapping[str, int]:
         train, val = captioned_images(run, "train"), captioned_images(run, "val", settings.validation_samples)
         vocab_size = shrink_bpe([caption for captions in train.captions for caption in captions], attempt / BPE_FILE)
         config, size = model_config(settings.architecture, vocab_size), settings.architecture.image_size
-        pixels = PixelStore(ShardReader(run.dataset), train.keys + val.keys, size, clip_pixels)
-        task = ClipTask(settings, config, tokenizer_for(config, attempt / BPE_FILE), train, val, pixels, run.seed)
-        average, log = Trainer(task, settings.optimiser, run.seed, work.state, settings.checkpoint_seconds).run()
+        share = Share(settings.optimiser.batch, *rank_and_ranks())
+        with Pixels(ShardReader(run.dataset), train.keys, size, clip_pixels, also=val.keys, share=share) as pixels:
+            task = ClipTask(settings, config, tokenizer_for(config, attempt / BPE_FILE), train, val, pixels, run.seed)
+            average, log = Trainer(task, settings.optimiser, run.seed, work.state, settings.checkpoint_seconds).run()
         write_clip(attempt, average, config, log)
         return {"images": len(train.keys), "parameters": sum(p.numel() for p in average.parameters())}
 

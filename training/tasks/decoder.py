@@ -18,7 +18,8 @@ from embed.reading.reader import EmbeddingReader
 from training.checkpoints import write_model
 from training.diffusion.losses import loss_by_bucket, losses
 from training.diffusion.process import Process
-from training.loop.pixels import PixelStore, to_unit
+from training.loop.pixels import Pixels, Share, to_unit
+from training.loop.ranks import rank_and_ranks
 from training.loop.trainer import Trainer
 from training.networks.conditions import Captions, DecoderCondition
 from training.networks.unet import Decoder
@@ -42,9 +43,7 @@ class DecoderBatch:
 class DecoderTask:
     """Predict the noise process's target for pixels, given z_i and caption (decoder) or the caption alone (GLIDE)."""
 
-    def __init__(
-        self, name: str, settings: DecoderSettings, pairs: TrainingPairs, pixels: PixelStore, seed: int
-    ) -> None:
+    def __init__(self, name: str, settings: DecoderSettings, pairs: TrainingPairs, pixels: Pixels, seed: int) -> None:
         self.name, self.settings, self.seed = name, settings, seed
         self.train, self.val, self.pixels, self.size = pairs.train, pairs.val, pixels, len(pairs.train)
         self.process = Process(settings.diffusion)
@@ -53,7 +52,8 @@ class DecoderTask:
         self.clip = pairs.clip if self.network.reads_states else None
 
     def order(self, epoch: int) -> NDArray[np.int64]:
-        return self.train.order(self.seed, epoch)
+        shard_by_shard = self.pixels.order(self.seed, epoch)
+        return self.train.order(self.seed, epoch) if shard_by_shard is None else shard_by_shard
 
     def fetch(self, items: NDArray[np.int64]) -> DecoderBatch:
         return self._fetch(self.train, items)
@@ -134,9 +134,18 @@ def make_decoder(spec: PartSpec, attempt: Path) -> Mapping[str, int]:
     settings, seed = work.run.config[DecoderSettings], work.run.seed
     with training_alone():
         pairs = read_pairs(work.run)
-        keys = [*pairs.train.keys.tolist(), *pairs.val.keys.tolist()]
-        pixels = PixelStore(ShardReader(work.run.dataset), keys, settings.architecture.side)
-        task = DecoderTask(work.name, settings, pairs, pixels, seed)
-        average, log = Trainer(task, settings.optimiser, seed, work.state, settings.checkpoint_seconds).run()
+        with open_pixels(work.run, pairs, settings) as pixels:
+            task = DecoderTask(work.name, settings, pairs, pixels, seed)
+            average, log = Trainer(task, settings.optimiser, seed, work.state, settings.checkpoint_seconds).run()
         write_model(attempt, described(work.name, settings, pairs.shape, spec), average, log)
         return {"pairs": len(pairs.train), "parameters": sum(p.numel() for p in task.network.parameters())}
+
+
+def open_pixels(run: Run, pairs: TrainingPairs, settings: DecoderSettings) -> Pixels:
+    """The images of the pairs trained on, and of those that the validation looks at."""
+    train, val = pairs.train, pairs.val
+    validated = val.keys[spread(len(val), settings.validation_samples)].tolist()
+    return Pixels(
+        ShardReader(run.dataset), train.keys.tolist(), settings.architecture.side, also=validated,
+        share=Share(settings.optimiser.batch, *rank_and_ranks()), beside=0 if train.in_memory else train.parts.row_bytes,
+    )  # fmt: skip

@@ -197,7 +197,7 @@ def test_a_place_is_given_back_when_the_fetch_raises(path: Path) -> None:
     for _ in range(3):
         with pytest.raises(KeyError), limits.place("h", 0):
             raise KeyError
-    assert limits._file()._desks == {}
+    assert limits._file()._places == {}
 
 
 def test_a_hold_is_seen_by_everyone_and_ends(path: Path) -> None:

@@ -113,12 +113,15 @@ def write_nothing(spec: PartSpec, attempt: Path) -> dict[str, int]:
     return {}
 
 
-def test_a_report_that_a_kill_prevented_is_not_complete(tmp_path: Path, photos: Path) -> None:
+def test_every_stage_that_the_config_asks_for_has_a_line(tmp_path: Path, photos: Path) -> None:
     run = Run.open(config(tmp_path, photos))
     build_dataset(run, InProcess())
-    (run.folder / "eval").mkdir()
-    assert state(run, "eval") == "incomplete"
-    assert state(run, "samples") == "missing"
+    lines = {s.name: s.state for s in run_status(run)}
+    assert lines["dataset"] == "complete" and set(lines.values()) == {"complete", "missing"}
+    assert "clip" not in lines and "eval/attributes" not in lines, "nothing is trained here, and photographs know no attributes"
+    order = list(lines)
+    for first, then in (("dataset", "scores/basic"), ("views/base", "embeddings"), ("views/train", "models/decoder")):
+        assert order.index(first) < order.index(then)
 
 
 def test_status_names_another_config_and_another_input(tmp_path: Path, photos: Path) -> None:

@@ -28,7 +28,7 @@ from data.reports.card import escape, refresh_card
 from data.reports.show import caption_lines, choose_keys, contact_sheet, read_shown, shown_text
 from data.scores.basic import build_basic_scores
 from data.scores.duplicates import build_duplicates
-from data.upkeep.remove import remove
+from data.upkeep.apply_removal import remove
 from data.upkeep.reshard import reshard
 from data.views.build import build_base_view, build_train_view
 from data.views.reading import kept_pairs
@@ -173,7 +173,7 @@ def test_removal_leaves_views_and_names_what_saw_the_samples(run: Run) -> None:
     assert "dataset: its shards hold the bytes of 1 of them" in text
     assert "scores/basic: holds rows of 1 of them, in part 00000" in text
     assert "models/prior: was made from a view that kept 1 of them" in text
-    assert "samples/unclip/x: was made with prior, which saw them" in text
+    assert "generations/unclip/x: was made with models/prior, which saw them" in text
     only_other_parts = [run.view("base").standing(f"{i:05d}") for i in range(3)]
     assert all(receipt is not None for receipt in only_other_parts)
     # The view that the model saw is gone now: whatever was made from it is named for any further key.

@@ -15,7 +15,7 @@ from data.pipeline.run import Run
 from data.reports.status import run_status
 from data.scores.basic import build_basic_scores
 from data.scores.duplicates import build_duplicates
-from data.upkeep.remove import remove
+from data.upkeep.apply_removal import remove
 from data.upkeep.retry import reasons_to_retry, retry
 from data.views.build import build_base_view, build_train_view
 from data.views.reading import kept_pairs
