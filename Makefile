@@ -16,7 +16,7 @@ export NO_ALBUMENTATIONS_UPDATE = 1
 export PYTHONUNBUFFERED = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo dataset clip embeddings train eval report rate dashboard retry show status test test-slow lint clean
+.PHONY: help setup demo dataset clip embeddings train eval report rate dashboard retry show status cost test test-slow lint clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -34,7 +34,7 @@ demo: $(READY) ## the whole system on the synthetic world, about 15 minutes on 2
 	@$(MAKE) --no-print-directory everything CONFIG=$(CONFIG)
 
 .PHONY: everything
-everything: dataset clip embeddings train eval
+everything: dataset clip embeddings train eval cost
 
 dataset: $(READY) ## download, store, score and filter image-text pairs
 	$(PY) -m data build $(WITH)
@@ -42,28 +42,33 @@ dataset: $(READY) ## download, store, score and filter image-text pairs
 	$(PY) -m data view --name base $(WITH)
 	$(PY) -m data funnel $(WITH)
 
-clip: $(READY) ## train the run's own CLIP, where the profile asks for one
+clip: $(READY) ## train the run's own CLIP, where the profile asks for one, and beside it the attribute classifier
+	@$(MAKE) --no-print-directory --jobs=2 only-clip only-classifier CONFIG=$(CONFIG)
+
+.PHONY: only-clip only-classifier
+only-clip: $(READY)
 	$(PY) -m training clip $(WITH)
+
+only-classifier: $(READY)
+	$(PY) -m eval classifier $(WITH)
 
 embeddings: $(READY) ## cache frozen CLIP embeddings, score pairs, decide what is trained on
 	$(PY) -m embed build $(WITH)
 	$(PY) -m embed scores $(WITH)
 	$(PY) -m data view --name train $(WITH)
 
-train: $(READY) ## prior, decoder and GLIDE baseline
-	$(PY) -m training prior $(WITH)
-	$(PY) -m training decoder $(WITH)
-	$(PY) -m training glide $(WITH)
+train: $(READY) ## every model that [systems] names, side by side: prior, decoder and GLIDE baseline
+	$(PY) -m training all $(WITH)
 
-eval: $(READY) ## samples, metrics, simulated or real ratings, report
-	$(PY) -m eval sample $(WITH)
+eval: $(READY) ## generated images, metrics, simulated or real ratings, report
+	$(PY) -m eval generate $(WITH)
 	$(PY) -m eval metrics $(WITH)
 	$(PY) -m humaneval build $(WITH)
 	$(PY) -m humaneval simulate $(WITH)
 	$(PY) -m humaneval results $(WITH)
 	$(PY) -m eval report $(WITH)
 
-report: $(READY) ## write eval/report.html and report.json again
+report: $(READY) ## write the report again where anything that it shows has changed
 	$(PY) -m humaneval results $(WITH)
 	$(PY) -m eval report $(WITH)
 
@@ -81,6 +86,9 @@ show: $(READY) ## print samples and draw a contact sheet
 
 status: $(READY) ## what is complete, what is stale and why, and the next command
 	$(PY) -m data status $(WITH)
+
+cost: $(READY) ## wall time, processor time and memory of every command of the run
+	$(PY) -m data cost $(WITH)
 
 test: $(READY) ## fast tests, under 10 minutes on 2 cores
 	$(PY) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)

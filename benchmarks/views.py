@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +25,13 @@ import pyarrow.parquet as pq
 
 from data.dataset.ledger import LEDGER_SCHEMA, ledger_path
 from data.dataset.plan import PLAN_SCHEMA, PlanWriter, plan_digest, read_plan
-from data.images.phash import near_pairs
-from data.pipeline.artifacts import PartSpec
+from data.images.phash import near_values
 from data.pipeline.config import load_config
 from data.pipeline.executors import InProcess
 from data.pipeline.run import Run
-from data.pipeline.runner import Stage, run_stage
-from data.scores.basic import BASIC_SCHEMA, basic_inputs
+from data.pipeline.runner import run_stage
+from data.pipeline.stage import Input, PartSpec, Stage
+from data.scores.basic import BASIC_SCHEMA
 from data.scores.captions import caption_hash
 from data.scores.duplicates import build_duplicates
 from data.views.reading import VIEW_SCHEMA
@@ -114,10 +113,11 @@ def make_artifacts(run: Run, parts: int) -> None:
         for number in range(parts):
             table = plan_rows(number)
             writer.write(table)
-            specs.append(PartSpec(f"{number:05d}", {"plan": plan_digest(table)}))
-    dataset = run_stage(Stage("dataset", 1, folder, {}, specs, partial(ledger_part, folder)), InProcess())
-    specs = [PartSpec(name, inputs) for name, inputs in basic_inputs(dataset).items()]
-    stage = Stage("scores-basic", 1, run.scores("basic").folder, {}, specs, partial(basic_part, folder))
+            name = f"{number:05d}"
+            specs.append(PartSpec(name, (Input(f"@source:{name}", plan_digest(table)),), folder))
+    dataset = run_stage(Stage("dataset", 1, folder, {}, specs, ledger_part), InProcess())
+    specs = [PartSpec(name, (Input(f"dataset:{name}", d),), folder) for name, d in dataset.part_digests().items()]
+    stage = Stage("scores-basic", 1, run.scores("basic").folder, {}, specs, basic_part)
     run_stage(stage, InProcess())
 
 
@@ -141,9 +141,9 @@ def plan_rows(number: int) -> pa.Table:
     return pa.table(arrays, schema=PLAN_SCHEMA)
 
 
-def ledger_part(folder: Path, spec: PartSpec, attempt: Path) -> dict[str, int]:
+def ledger_part(spec: PartSpec, attempt: Path) -> dict[str, int]:
     """One image in twenty has the bytes of another, and one in ten was not stored."""
-    plan, rng = read_plan(folder, int(spec.name)), np.random.default_rng([2, int(spec.name)])
+    plan, rng = read_plan(spec.work, int(spec.name)), np.random.default_rng([2, int(spec.name)])
     identity = np.arange(PER_PART) + int(spec.name) * PER_PART
     copied = rng.random(PER_PART) < COPIES
     identity[copied] = rng.integers(0, PER_PART, copied.sum())
@@ -172,7 +172,8 @@ def ledger_part(folder: Path, spec: PartSpec, attempt: Path) -> dict[str, int]:
     return {"planned_samples": PER_PART}
 
 
-def basic_part(folder: Path, spec: PartSpec, attempt: Path) -> dict[str, int]:
+def basic_part(spec: PartSpec, attempt: Path) -> dict[str, int]:
+    folder: Path = spec.work
     ledger = pq.read_table(ledger_path(folder, spec.name))
     stored = ledger.filter(pc.is_null(ledger["reason"]))
     plan = read_plan(folder, int(spec.name), ["key", "captions"])
@@ -215,7 +216,7 @@ def near_pairs_seconds(n: int, distance: int) -> float:
     hashes = np.random.default_rng(0).integers(0, 2**64, n, dtype=np.uint64)
     hashes[: n // 100] = hashes[-(n // 100) :] ^ np.uint64((1 << distance) - 1)
     start = time.process_time()
-    found = near_pairs(hashes, distance)
+    found = near_values(np.unique(hashes), distance)
     seconds = time.process_time() - start
     assert len(found) >= n // 100, len(found)
     return seconds

@@ -1,6 +1,4 @@
-"""The stages of this room, and the facts that its report is made from and that no artifact holds."""
-
-from pathlib import Path
+"""The stages of this room, and the fact that its report is made from and that no artifact holds."""
 
 from data.dataset.settings import DatasetSettings
 from data.pipeline.artifacts import fingerprint, sha256_file
@@ -12,7 +10,7 @@ from training.settings import SystemsSettings
 
 COMMAND = "make eval"
 AGAIN = "delete it and run `make eval`"
-RESULTS, COST = "humaneval/results.json", "logs/cost.json"
+RESULTS = "humaneval/results.json"
 
 
 def knows_attributes(config: Config) -> bool:
@@ -47,13 +45,5 @@ STAGES = (
 
 def results_digest(run: Run, rest: str) -> str:
     """The fact `@results`: of the human evaluation's results, or of there being none."""
-    return _of_file(run.folder / RESULTS)
-
-
-def cost_digest(run: Run, rest: str) -> str:
-    """The fact `@cost`: of what the run is recorded to have cost, or of there being no record."""
-    return _of_file(run.folder / COST)
-
-
-def _of_file(path: Path) -> str:
+    path = run.folder / RESULTS
     return sha256_file(path) if path.is_file() else fingerprint(None)

@@ -135,8 +135,8 @@ def problem_between_sections(config: Config) -> str | None:
 
 def _problems(config: Config) -> Iterator[str]:
     yield from _unknown_models(config)
-    if not any(name in config[SystemsSettings].models() for name in ("decoder", "glide")):
-        return
+    if not any(f"models/{name}" in DecoderSettings.owns for name in config[SystemsSettings].models()):
+        return  # no decoder is trained
     image, decoder = config[DatasetSettings].image, config[DecoderSettings].architecture
     if image.mode != "no" and decoder.side > image.size:
         yield (

@@ -286,11 +286,6 @@ def plan_tables(
         yield _shard_table(group, shard, shard * samples_per_shard, split, seed)
 
 
-def plan_table(candidates: Iterable[Candidate], samples_per_shard: int, split: SplitSettings, seed: int) -> pa.Table:
-    """The whole plan in memory, for a handful of candidates."""
-    return pa.concat_tables([PLAN_SCHEMA.empty_table(), *plan_tables(candidates, samples_per_shard, split, seed)])
-
-
 def _shard_table(group: list[Candidate], shard: int, first: int, split: SplitSettings, seed: int) -> pa.Table:
     columns: dict[str, Any] = {
         name: [getattr(c, name) for c in group]

@@ -31,19 +31,6 @@ def phash64(rgb: NDArray[np.uint8]) -> int:
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
 
 
-def near_pairs(hashes: NDArray[np.uint64], distance: int) -> NDArray[np.int64]:
-    """Pairs (i, j), i < j, of hashes that differ in at most `distance` bits (0 to 7); int64 (m, 2), sorted.
-
-    Equal hashes are one node: each is paired with the first of its kind only, and only firsts are paired with other values.
-    So a million equal hashes give a million pairs, and everything within the distance is still joined through the firsts.
-    """
-    values, first, kind = np.unique(np.asarray(hashes, np.uint64), return_index=True, return_inverse=True)
-    later = np.flatnonzero(first[kind] != np.arange(len(kind)))
-    equal = np.stack([first[kind[later]], later], axis=1)
-    near = np.sort(first[near_values(values, distance)], axis=1)
-    return _sorted_rows(np.concatenate([equal, near]))
-
-
 def near_pairs_between(hashes: NDArray[np.uint64], others: NDArray[np.uint64], distance: int) -> NDArray[np.int64]:
     """All pairs (i, j) where hashes[i] and others[j] differ in at most `distance` bits; int64 (m, 2), sorted.
 

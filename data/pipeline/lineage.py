@@ -4,13 +4,13 @@ Each room lists its stages in a table of `StageRow`s (`data.pipeline.rooms.STAGE
 who saw a removed sample read the tables and the recorded inputs; nothing about staleness is listed by hand.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from data.pipeline.artifacts import Artifact, read_json
+from data.pipeline.artifacts import Artifact
 from data.pipeline.config import Config
 from data.pipeline.errors import Code, UserError
 from data.pipeline.rooms import FACTS, STAGES, load
@@ -208,7 +208,7 @@ def graph(run: Run) -> list[Node]:
             a.digest() if a.is_complete() else None,
             row.command,
             lineage.why_stale(name),
-            tuple(lineage.upstream(name)),
+            _drawn_from(lineage, name),
         )
         for row, name, a in standing(run)
     ]
@@ -226,9 +226,3 @@ def standing(run: Run) -> Iterator[tuple[StageRow, str, Artifact]]:
     for row in stage_rows():
         for artifact in row.artifacts(run):
             yield row, artifact.folder.relative_to(run.folder).as_posix(), artifact
-
-
-def recorded_digests(path: Path, what: str) -> Mapping[str, str]:
-    """Artifacts and their digests that a report was written from (`artifacts` of its JSON)."""
-    content: dict[str, Any] = read_json(path, what)
-    return content.get("artifacts", {})

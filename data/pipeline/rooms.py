@@ -46,7 +46,6 @@ FACTS = {
     "copies": ("data.stages:untold", "other images give way to copies since"),
     "clip": ("embed.stages:clip_identity", "the CLIP it was made with has been replaced since"),
     "results": ("eval.stages:results_digest", "the human evaluation has other results since"),
-    "cost": ("eval.stages:cost_digest", "the run has another record of its cost since"),
 }
 
 

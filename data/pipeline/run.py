@@ -35,12 +35,6 @@ class Run:
             publish_bytes(path, text)
         return run
 
-    def portable_config(self) -> dict[str, Any]:
-        """The config for a worker elsewhere: the run folder by its absolute path."""
-        config = self.config.to_dict()
-        config["run"]["folder"] = str(self.folder.parent)
-        return config
-
     def artifact(self, relative: str) -> Artifact:
         return Artifact(self.folder / relative)
 

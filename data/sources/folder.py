@@ -94,8 +94,3 @@ def _read_captions(path: Path) -> dict[str, list[str]]:
 def _readable(caption: str) -> str:
     """A caption as valid Unicode: bytes that are not UTF-8 as replacement characters."""
     return caption.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-
-
-def folder_candidates(settings: FolderSettings) -> Iterator[Candidate]:
-    """The candidates of `FolderSource(settings)`."""
-    return FolderSource(settings).candidates()

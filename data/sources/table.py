@@ -191,8 +191,3 @@ def group_equal(digests: bytes | bytearray) -> Repeats:
     first[order] = order[starts][np.cumsum(starts) - 1]
     sizes = np.bincount(first, minlength=len(order))
     return Repeats(first, sizes[first] > 1)
-
-
-def table_candidates(settings: TableSettings) -> Iterator[Candidate]:
-    """The candidates of `TableSource(settings)`."""
-    return TableSource(settings).candidates()

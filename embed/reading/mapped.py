@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from data.pipeline.errors import UserError
+from data.pipeline.errors import Code, UserError
 from embed.format import as_matrix
 
 LONGEST_HEADER = 256  # bytes of a data page's header, which is about 30
@@ -45,7 +45,8 @@ class OpenPart:
         except (OSError, pa.ArrowException) as error:
             raise UserError(
                 f"{self.path}: row group {group} cannot be read ({' '.join(str(error).split())}): the file is damaged; "
-                "run `python -m embed verify`, delete the part it names and run `make embeddings`"
+                "run `python -m embed verify`, delete the part it names and run `make embeddings`",
+                Code.DAMAGED,
             ) from None
 
     def matrix(self, group: int, name: str, dtype: np.dtype, width: int) -> NDArray[np.generic]:
@@ -80,7 +81,8 @@ class OpenPart:
                 count = os.preadv(file.fileno(), [target[done:]], start + done)
                 if not count:
                     raise UserError(
-                        f"{self.path} ends before its data: it was cut; delete it and run `make embeddings`"
+                        f"{self.path} ends before its data: it was cut; delete it and run `make embeddings`",
+                        Code.DAMAGED,
                     )
                 done += count
 

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from data.pipeline.artifacts import Artifact, Receipt
-from data.pipeline.errors import UserError
+from data.pipeline.errors import Code, UserError
 from embed.format import FORMAT, NULL_PART, read_metadata
 from embed.reading.mapped import OpenPart, fixed_width
 from embed.reading.rows import VECTORS, Buffer, Kind, Rows, Vectors
@@ -83,7 +83,8 @@ class CacheParts:
             raise UserError(
                 f"{self.folder} was made with the CLIP {self.metadata['clip_name']} ({self.identity[:12]}), "
                 f"not with the one in use ({identity[:12]}); "
-                f"delete {self.folder} and run `make embeddings`, or use the CLIP it was made with"
+                f"delete {self.folder} and run `make embeddings`, or use the CLIP it was made with",
+                Code.FOREIGN,
             )
         self.dim = int(self.metadata["dim"])
         tokens = pq.read_schema(self.folder / f"{NULL_PART}.parquet").field("token_ids")
@@ -104,12 +105,14 @@ class CacheParts:
             path = self.folder / relative
             if not path.is_file():
                 raise UserError(
-                    f"{path} is missing although the manifest lists it; run `python -m embed verify`, then `make embeddings`"
+                    f"{path} is missing although the manifest lists it; run `python -m embed verify`, then `make embeddings`",
+                    Code.MISSING,
                 )
             if path.stat().st_size != facts["bytes"]:
                 raise UserError(
                     f"{path} has {path.stat().st_size} bytes, the manifest records {facts['bytes']}: it was cut or replaced; "
-                    f"delete it and run `make embeddings`"
+                    f"delete it and run `make embeddings`",
+                    Code.DAMAGED,
                 )
 
     def _open(self, name: str) -> Part:
@@ -118,16 +121,20 @@ class CacheParts:
             footer = pq.read_metadata(path, memory_map=True)
         except (OSError, pa.ArrowException) as error:
             raise UserError(
-                f"{path} cannot be read as Parquet ({error}); delete it and run `make embeddings`"
+                f"{path} cannot be read as Parquet ({error}); delete it and run `make embeddings`", Code.DAMAGED
             ) from None
         facts = {
             k.decode(): v.decode(errors="replace") for k, v in (footer.metadata or {}).items() if k != b"ARROW:schema"
         }
         if facts.get("format") != FORMAT:
-            raise UserError(f"{path} is not an embedding cache of format {FORMAT}; it says {facts.get('format')!r}")
+            raise UserError(
+                f"{path} is not an embedding cache of format {FORMAT}; it says {facts.get('format')!r}",
+                Code.OTHER_VERSION,
+            )
         if facts.get("clip_identity") != self.identity:
             raise UserError(
-                f"{path} was made with another CLIP than the rest of {self.folder}; delete it and run `make embeddings`"
+                f"{path} was made with another CLIP than the rest of {self.folder}; delete it and run `make embeddings`",
+                Code.FOREIGN,
             )
         groups = tuple(_group(footer.row_group(i)) for i in range(footer.num_row_groups))
         keep = self._keep(name, path, footer.num_rows)
@@ -158,7 +165,8 @@ class CacheParts:
         }
         return UserError(
             f"no pair of the split {self.split!r} is left in {self.folder}, whose splits are {there_are}"
-            + advice.get(str(self.split), "")
+            + advice.get(str(self.split), ""),
+            Code.EMPTY,
         )
 
     def _pairs_of_splits(self) -> dict[str, int]:
@@ -188,14 +196,16 @@ class CacheParts:
         path = self.view.folder / f"{name}.parquet"
         if not path.is_file():
             raise UserError(
-                f"view {self.view.folder} has no part {name}; make the view again (`make dataset`, `make embeddings`)"
+                f"view {self.view.folder} has no part {name}; make the view again (`make dataset`, `make embeddings`)",
+                Code.STALE,
             )
         return path
 
     def _foreign_view(self, name: str, key: str, caption_index: int) -> UserError:
         return UserError(
             f"pair {(key, caption_index)} of part {name} is not in the view {self.view.folder if self.view else ''}: "
-            "they were made from different datasets; make the view again"
+            "they were made from different datasets; make the view again",
+            Code.FOREIGN,
         )
 
     def check_pairs(self, number: int) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from data.pipeline.artifacts import Artifact
-from data.pipeline.errors import UserError
+from data.pipeline.errors import Code, UserError
 from embed.format import NULL_PART, as_matrix
 from embed.reading.lookup import Pairs, Span, find_rows
 from embed.reading.mapped import as_tensor
@@ -269,5 +269,6 @@ def _nothing_left(parts: CacheParts) -> UserError:
         return parts.no_pair_of_split()
     return UserError(
         f"no pairs are left in {parts.folder} after view {view} and split {split or '(any)'}; "
-        f"loosen [views] or use a larger dataset (`make status` shows the counts)"
+        f"loosen [views] or use a larger dataset (`make status` shows the counts)",
+        Code.EMPTY,
     )

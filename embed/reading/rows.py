@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data.pipeline.errors import UserError
+from data.pipeline.errors import Code, UserError
 from embed.format import NORM_TOLERANCE
 
 Kind = Literal["image", "text"]
@@ -58,7 +58,8 @@ def unit_scale(vectors: Tensor, what: str, keys: Callable[[], NDArray[np.bytes_]
         first = int(right.int().argmin())
         raise UserError(
             f"{what}: the vector of {keys()[first].decode()} has length {float(length[first]):.4f}, not 1: the file is damaged; "
-            "run `python -m embed verify`, delete the part it names and run `make embeddings`"
+            "run `python -m embed verify`, delete the part it names and run `make embeddings`",
+            Code.DAMAGED,
         )
     return length.reciprocal_()
 

@@ -1,6 +1,7 @@
 """The report, the artifact `eval/report/`: `report.json` with every number, `report.html`, one file that shows them without a network.
 
-Unlike other artifacts its bytes name the day and the machine. It is made again when something that it shows has changed.
+Unlike other artifacts its bytes name the day, the machine, and what the run had cost until then. It is made again when something
+else that it shows has changed.
 """
 
 import math
@@ -13,6 +14,7 @@ from data.dataset.settings import DatasetSettings
 from data.generations import find_generations
 from data.pipeline.artifacts import Artifact, publish_bytes, publish_json, read_json
 from data.pipeline.config import Config
+from data.pipeline.cost import SUMMARY
 from data.pipeline.executors import InProcess
 from data.pipeline.lineage import Lineage
 from data.pipeline.provenance import provenance
@@ -27,7 +29,7 @@ from eval.report.lineage import lineage_nodes
 from eval.report.page import render
 from eval.report.pictures import pictures
 from eval.settings import EvalSettings
-from eval.stages import COST, RESULTS, cost_digest, results_digest
+from eval.stages import RESULTS, results_digest
 from eval.table import read_rows
 from training.settings import SystemsSettings
 
@@ -62,7 +64,7 @@ def _inputs(run: Run) -> list[Input]:
                 folder = find_generations(run.folder, system, prompt_set, scale).folder
                 names.append(folder.relative_to(run.folder).as_posix())
     found = [Input(name, lineage.require(name, _command(name)).digest()) for name in names]
-    return [*found, Input("@results", results_digest(run, "")), Input("@cost", cost_digest(run, ""))]
+    return [*found, Input("@results", results_digest(run, ""))]
 
 
 def _command(name: str) -> str | None:
@@ -83,7 +85,7 @@ def make_report(spec: PartSpec, attempt: Path) -> dict[str, int]:
         "metrics": [row.to_json() for row in rows],
         "funnel": [asdict(row) for row in funnel_rows(run)],
         "human_evaluation": optional_json(run.folder / RESULTS, "results of the human evaluation"),
-        "cost": optional_json(run.folder / COST, "record of the run's cost"),
+        "cost": optional_json(run.logs / SUMMARY, "record of the run's cost"),
         "lineage": [asdict(node) for node in lineage_nodes(run) if node.name != REPORT],
         "artifacts": artifact_digests(run),
         "config": run.config.to_dict(),

@@ -1,6 +1,6 @@
 """The run's lineage as a picture: which artifact was made from which, by which command, stale or not and why."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from matplotlib.axes import Axes
@@ -82,9 +82,26 @@ def _box(name: str, members: Sequence[Node], made_from: tuple[str, ...], level: 
     return Box(name, len(members), None if incomplete else digest, members[0].command, state, made_from, level)
 
 
+def without_implied(made_from: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """What each is made from, without what it is made from by way of another."""
+    behind: dict[str, set[str]] = {}
+
+    def all_behind(name: str) -> set[str]:
+        if name not in behind:
+            behind[name] = set()
+            behind[name] = set(made_from[name]).union(*(all_behind(of) for of in made_from[name]))
+        return behind[name]
+
+    return {
+        name: [of for of in ofs if of != name and not any(of in all_behind(other) for other in ofs if other != of)]
+        for name, ofs in made_from.items()
+    }
+
+
 def draw_lineage(nodes: Sequence[Node]) -> Figure:
     """Boxes level by level, an arrow from each artifact to what is made from it; orange is stale, grey incomplete."""
     found = boxes(nodes)
+    direct = without_implied({box.name: box.made_from for box in found})
     levels = [[box for box in found if box.level == i] for i in range(1 + max((b.level for b in found), default=0))]
     broadest = max(map(len, levels))
     place = {
@@ -95,7 +112,7 @@ def draw_lineage(nodes: Sequence[Node]) -> Figure:
     figure = Figure(figsize=(max(4.0, 2.2 * broadest), 0.95 * len(levels) + 0.2))
     axes = figure.add_axes((0, 0, 1, 1))
     for box in found:
-        for of in set(box.made_from) - {box.name}:
+        for of in direct[box.name]:
             _draw_arrow(axes, place[of], place[box.name])
         _draw_box(axes, box, *place[box.name])
     axes.set_xlim(0, broadest)
@@ -117,8 +134,11 @@ def _draw_box(axes: Axes, box: Box, x: float, y: float) -> None:
 
 
 def _draw_arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float]) -> None:
-    """From the lower edge of one box to the upper edge of another, behind the boxes."""
+    """From the lower edge of one box to the upper edge of another, behind the boxes; around those between."""
+    outward = -0.2 if start[0] > end[0] else 0.2
+    bend = outward if start[1] - end[1] > 1 else 0.0
     axes.annotate(
         "", xy=(end[0], end[1] + HEIGHT / 2), xytext=(start[0], start[1] - HEIGHT / 2), zorder=1,
-        arrowprops={"arrowstyle": "-|>", "color": "#9aa5ab", "linewidth": 0.7, "shrinkA": 0, "shrinkB": 0},
+        arrowprops={"arrowstyle": "-|>", "color": "#9aa5ab", "linewidth": 0.7, "shrinkA": 0, "shrinkB": 0,
+            "connectionstyle": f"arc3,rad={bend}"},
     )  # fmt: skip

@@ -3,7 +3,7 @@
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data.dataset.ledger import LEDGER_SCHEMA
-from data.dataset.plan import PLAN_SCHEMA, PlanWriter, plan_digest
+from data.dataset.plan import PLAN_SCHEMA, PlanWriter, plan_digest, plan_tables
 from data.dataset.shards import Sample, ShardWriter
 from data.pipeline.artifacts import Artifact, fingerprint
 from data.pipeline.executors import InProcess
 from data.pipeline.run import Run
 from data.pipeline.runner import run_stage
 from data.pipeline.stage import Input, PartSpec, Stage
+from data.sources.candidates import Candidate
+from data.sources.settings import SplitSettings
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,11 @@ def encoded(rgb: NDArray[np.uint8], kind: str = "PNG", **options: Any) -> bytes:
     out = io.BytesIO()
     Image.fromarray(rgb).save(out, kind, **options)
     return out.getvalue()
+
+
+def plan_table(candidates: Iterable[Candidate], samples_per_shard: int, split: SplitSettings, seed: int) -> pa.Table:
+    """The whole plan in memory, for a handful of candidates."""
+    return pa.concat_tables([PLAN_SCHEMA.empty_table(), *plan_tables(candidates, samples_per_shard, split, seed)])
 
 
 def make_dataset(run: Run, shards: Sequence[Sequence[Stored]], retries: Sequence[Sequence[Stored]] = ()) -> Artifact:

@@ -1,25 +1,22 @@
-"""The reader: every row once, in an order that ranks, workers, batch size, memory and interruptions do not change."""
+"""The reader: every row by number and by key, and an order of the rows that seed and epoch decide (feeding it: tests/training/test_feed.py)."""
 
-import copy
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from torch.utils.data import DataLoader
 
 from benchmarks.fake_cache import TEXT_PHASE, unit_vectors, write_cache, write_view
 from data.pipeline.artifacts import Artifact
 from data.pipeline.errors import UserError
 from embed.reading.parts import Unit
-from embed.reading.reader import EmbeddingReader, PairBatch, State
+from embed.reading.reader import EmbeddingReader, PairBatch
 from embed.reading.rows import Rows
-from embed.reading.stream import Batches, PairDataset
 
 DIM, IMAGES, CAPTIONS = 16, 60, 3
 PAIRS = IMAGES * CAPTIONS
@@ -51,20 +48,20 @@ def reader(request: pytest.FixtureRequest) -> EmbeddingReader:
     return found
 
 
-def pairs(batches: Iterator[PairBatch] | Batches) -> list[tuple[str, int]]:
-    return [pair for b in batches for pair in zip(b.keys, b.caption_index.tolist(), strict=True)]
+def batches(reader: EmbeddingReader, batch: int, seed: int, epoch: int = 0) -> Iterator[PairBatch]:
+    """The rows of an epoch in its order."""
+    rows = reader.order(seed, epoch)
+    return (reader.fetch(rows[at : at + batch]) for at in range(0, len(rows), batch))
+
+
+def pairs(found: Iterator[PairBatch]) -> list[tuple[str, int]]:
+    return [pair for b in found for pair in zip(b.keys, b.caption_index.tolist(), strict=True)]
 
 
 def same(a: PairBatch, b: PairBatch) -> bool:
     for field in fields(a):
         x, y = getattr(a, field.name), getattr(b, field.name)
-        if not (
-            torch.equal(x, y)
-            if isinstance(x, torch.Tensor)
-            else np.array_equal(x, y)
-            if field.name != "state"
-            else x == y
-        ):
+        if not (torch.equal(x, y) if isinstance(x, torch.Tensor) else np.array_equal(x, y)):
             return False
     return True
 
@@ -90,12 +87,12 @@ def test_every_row_is_what_its_key_says(reader: EmbeddingReader) -> None:
 
 
 def test_an_epoch_is_every_row_once_in_an_order_of_seed_and_epoch_alone(reader: EmbeddingReader) -> None:
-    orders = {s: pairs(reader.batches(7, *s)) for s in ((0, State(0)), (0, State(1)), (1, State(0)))}
+    orders = {place: pairs(batches(reader, 7, *place)) for place in ((0, 0), (0, 1), (1, 0))}
     assert len({tuple(o) for o in orders.values()}) == 3
-    for (seed, state), found in orders.items():
+    for (seed, epoch), found in orders.items():
         assert len(found) == PAIRS == len(set(found))
-        assert found == pairs(reader.batches(31, seed, state))
-        rows = reader.order(seed, state.epoch)
+        assert found == pairs(batches(reader, 31, seed, epoch))
+        rows = reader.order(seed, epoch)
         assert found == list(zip(reader.keys[rows].tolist(), reader.caption_index[rows].tolist(), strict=True))
 
 
@@ -106,111 +103,35 @@ def test_a_window_mixes_its_row_groups_and_windows_mix_the_cache(windowed: Embed
     assert first.min() < PAIRS / 4 and first.max() > 3 * PAIRS / 4
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3, 7])
-@pytest.mark.parametrize("batch", [1, 8, 12])
-def test_ranks_are_disjoint_and_complete_and_do_not_change_a_step(
-    reader: EmbeddingReader, ranks: int, batch: int
+def test_row_groups_of_a_cache_on_disk_stay_within_the_limit(
+    cache: Artifact, windowed: EmbeddingReader, held: EmbeddingReader
 ) -> None:
-    alone = list(reader.batches(batch, 5))
-    shares = [list(reader.batches(batch, 5, rank=rank, ranks=ranks)) for rank in range(ranks)]
-    assert {len(share) for share in shares} == {len(alone)} == {len(reader.batches(batch, 5))}
-    for step, whole in enumerate(alone):
-        taken = [share[step] for share in shares]
-        assert sorted(key for t in taken for key in t.keys) == sorted(whole.keys)
-        assert {t.state for t in taken} == {whole.state}
-        sizes = [len(t.keys) for t in taken]
-        assert sizes == sorted(sizes, reverse=True) and sizes[0] - sizes[-1] <= 1
-    assert sorted(pair for share in shares for pair in pairs(iter(share))) == sorted(pairs(iter(alone)))
+    """Also where rows are asked for against every order: then they are loaded again."""
+    reader = EmbeddingReader(cache, memory_limit=SMALL)
+    rng = np.random.default_rng(0)
+    for rows in (rng.permutation(PAIRS), rng.integers(0, PAIRS, 400), [0], range(PAIRS)):
+        keys, numbers = reader.keys[rows].tolist(), reader.caption_index[rows].tolist()
+        assert same(reader.fetch(rows), held.fetch(held.find(keys, numbers)))
+        assert sum(buffer.rows for _, buffer in reader._recent._held.values()) * reader.parts.row_bytes <= SMALL
 
 
-def test_resuming_at_any_batch_gives_the_rest(reader: EmbeddingReader) -> None:
-    whole = list(reader.batches(13, 2, epochs=2))
-    assert [b.state[:2] for b in whole[-2:] if b.state] == [(1, 169), (2, 0)]
-    for i, batch in enumerate(whole[:-1]):
-        assert batch.state is not None
-        rest = list(reader.batches(13, 2, batch.state, epochs=2 - batch.state.epoch))
-        assert len(rest) == len(whole) - i - 1
-        assert all(same(a, b) for a, b in zip(rest, whole[i + 1 :], strict=True))
+def test_threads_may_fetch_at_once(reader: EmbeddingReader) -> None:
+    expected = reader.fetch(range(PAIRS))
+    orders = [np.random.default_rng(i).permutation(PAIRS) for i in range(4)]
+    found: dict[int, PairBatch] = {}
 
+    def fetch(i: int) -> None:
+        for _ in range(5):
+            found[i] = reader.fetch(orders[i])
 
-def test_resuming_with_other_ranks_and_batch_goes_on_in_the_same_order(reader: EmbeddingReader) -> None:
-    stream = reader.batches(16, 2)
-    iterator = iter(stream)
-    behind = [next(iterator) for _ in range(5)]
-    assert stream.state == State(0, 80, reader.order_name(2)) == behind[-1].state
-    shares = [pairs(reader.batches(9, 2, stream.state, rank=r, ranks=3)) for r in range(3)]
-    assert sorted(pairs(iter(behind)) + [p for s in shares for p in s]) == sorted(pairs(reader.batches(1, 2)))
-    order = pairs(reader.batches(PAIRS, 2))
-    assert shares[0] == [p for at in range(80, PAIRS, 9) for p in order[at : min(at + 9, PAIRS) : 3]]
-
-
-def test_a_place_in_another_order_is_refused(
-    reader: EmbeddingReader, cache: Artifact, held: EmbeddingReader, tmp_path: Path
-) -> None:
-    stream = reader.batches(16, 2)
-    next(iter(stream))
-    state = State(*json.loads(json.dumps(stream.state)))
-    assert state == stream.state and state.order
-    view = write_view(tmp_path / "view", cache, 2)
-    limit = 10**9 if reader is held else SMALL
-    others = {
-        "seed": reader.batches, "view": EmbeddingReader(cache, view, memory_limit=limit).batches,
-        "split": EmbeddingReader(cache, split="train", memory_limit=limit).batches,
-        "limit": EmbeddingReader(cache, memory_limit=SMALL * 3 // 2 if limit > SMALL else 10**9).batches,
-    }  # fmt: skip
-    for name, batches in others.items():
-        with pytest.raises(
-            UserError, match=r"epoch 0, row 16: that place is in another order .*State\(1\) begins the next"
-        ):
-            batches(16, 3 if name == "seed" else 2, state)
-        assert len(list(batches(16, 2, State(1)))) > 0
-    again = EmbeddingReader(
-        cache, vectors=("text",), memory_limit=limit
-    )  # neither vectors nor opening anew make another order
-    assert pairs(again.batches(16, 2, state)) == pairs(reader.batches(16, 2, state))
-
-
-def test_a_stream_without_end_and_dropped_last_steps(reader: EmbeddingReader) -> None:
-    stream = iter(reader.batches(50, 0, epochs=None))
-    assert [len(next(stream).keys) for _ in range(8)] == [50, 50, 50, 30] * 2
-    dropped = reader.batches(50, 0, epochs=2, drop_last=True)
-    assert [len(b.keys) for b in dropped] == [50] * 6 and len(dropped) == 6
-    assert dropped.state == State(2, 0, reader.order_name(0))
-
-
-@pytest.mark.parametrize(("batch", "ranks"), [(50, 1), (60, 1), (48, 3)])  # 30 rows left over, none, and 36
-def test_resuming_after_any_step_gives_the_rest_where_last_steps_are_dropped(
-    reader: EmbeddingReader, batch: int, ranks: int
-) -> None:
-    for rank in range(ranks):
-        whole = list(reader.batches(batch, 2, epochs=3, rank=rank, ranks=ranks, drop_last=True))
-        steps = PAIRS // batch
-        assert len(whole) == 3 * steps
-        for i, behind in enumerate(whole[:-1], 1):
-            assert behind.state is not None and behind.state[:2] == (i // steps, i % steps * batch)
-            left = 3 - behind.state.epoch
-            rest = reader.batches(batch, 2, behind.state, left, rank, ranks, drop_last=True)
-            assert len(rest) == len(whole) - i
-            assert all(same(a, b) for a, b in zip(rest, whole[i:], strict=True))
-
-
-def test_a_start_with_no_step_left_is_the_next_epochs_beginning(reader: EmbeddingReader) -> None:
-    """As a state of another batch size can be: 20 rows are left, a step takes 50."""
-    stream = reader.batches(50, 0, State(3, 160), drop_last=True)
-    assert stream.state[:2] == (4, 0) and len(stream) == 3
-    assert pairs(stream) == pairs(reader.batches(50, 0, State(4), drop_last=True))
-    assert pairs(reader.batches(50, 0, State(3, PAIRS))) == pairs(reader.batches(50, 0, State(4)))
-    assert len(pairs(reader.batches(50, 0, State(3, 160)))) == 20
-
-
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")
-@pytest.mark.parametrize("workers", [0, 1, 2, 3])
-def test_data_loader_workers_change_nothing(reader: EmbeddingReader, workers: int) -> None:
-    stream = reader.batches(16, 4, State(0, 20), epochs=2, rank=1, ranks=2)
-    loader = DataLoader(PairDataset(stream), batch_size=None, num_workers=workers)
-    found = list(loader)
-    assert len(loader) == len(found) == 22
-    assert all(same(a, b) for a, b in zip(found, replace(stream), strict=True))
+    threads = [Thread(target=fetch, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for i, batch in found.items():
+        assert torch.equal(batch.image_embedding, expected.image_embedding[orders[i]])
+        assert batch.keys == [expected.keys[row] for row in orders[i]]
 
 
 def test_a_batch_is_pinned_whole(held: EmbeddingReader, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,11 +143,6 @@ def test_a_batch_is_pinned_whole(held: EmbeddingReader, monkeypatch: pytest.Monk
     assert same(pinned, batch)
     tensors = [f.name for f in fields(batch) if isinstance(getattr(batch, f.name), torch.Tensor)]
     assert len(tensors) == 4 and all(getattr(pinned, name) is not getattr(batch, name) for name in tensors)
-
-
-def test_a_reader_travels_to_another_process(reader: EmbeddingReader) -> None:
-    again = copy.deepcopy(reader)  # by the state that would be sent
-    assert all(same(a, b) for a, b in zip(again.batches(64, 0), reader.batches(64, 0), strict=True))
 
 
 def test_cut_otherwise_permuted_and_retried_the_held_rows_are_the_same(
@@ -241,7 +157,7 @@ def test_cut_otherwise_permuted_and_retried_the_held_rows_are_the_same(
     for name, images in cuts.items():
         other = EmbeddingReader(write_cache(tmp_path / name, images, DIM, CAPTIONS, 64, 12))
         assert (other.keys == held.keys).all()
-        assert all(same(a, b) for a, b in zip(other.batches(32, 1), held.batches(32, 1), strict=True))
+        assert all(same(a, b) for a, b in zip(batches(other, 32, 1), batches(held, 32, 1), strict=True))
         assert other.captions(range(0, PAIRS, 11)) == held.captions(range(0, PAIRS, 11))
         large = EmbeddingReader(Artifact(tmp_path / name), memory_limit=SMALL)
         keys, index = held.keys[::5].tolist(), held.caption_index[::5].tolist()
@@ -278,7 +194,7 @@ def test_vectors_not_asked_for_are_empty_and_change_no_order(cache: Artifact, he
     for limit in (SMALL, 10**9):
         one = EmbeddingReader(cache, vectors=("image",), memory_limit=limit)
         both = EmbeddingReader(cache, memory_limit=limit)
-        for a, b in zip(one.batches(50, 3), both.batches(50, 3), strict=True):
+        for a, b in zip(batches(one, 50, 3), batches(both, 50, 3), strict=True):
             assert a.text_embedding.shape == (len(a.keys), 0) and torch.equal(a.image_embedding, b.image_embedding)
 
 
@@ -292,7 +208,7 @@ def test_views_and_splits(cache: Artifact, tmp_path: Path, limit: int) -> None:
     ):
         reader = EmbeddingReader(cache, None if name else view, split, memory_limit=limit)
         expected = [(f"{i:09d}", k) for i in numbers for k in range(CAPTIONS)]
-        assert len(reader) == len(expected) and sorted(pairs(reader.batches(10, 0))) == expected
+        assert len(reader) == len(expected) and sorted(pairs(batches(reader, 10, 0))) == expected
         assert sorted(set(reader.images()[0])) == sorted({key for key, _ in expected})
         assert set(reader.column("split", range(len(reader))).to_pylist()) == (
             {split} if split else {"train", "val", "test"}
@@ -337,22 +253,26 @@ def test_keys_of_unequal_lengths() -> None:
     assert fixed_width(pa.chunked_array([["xx", "ab", "cd"]]).slice(1)).tolist() == [b"ab", b"cd"]
 
 
-def test_only_a_window_is_in_memory(tmp_path: Path) -> None:
-    """Rows in memory at any time while a cache six times the limit is read: at most two windows."""
-    cache = write_cache(tmp_path / "e", [range(500 * i, 500 * i + 500) for i in range(4)], DIM, 1, 50, 12)
-    reader = EmbeddingReader(cache, memory_limit=2000 * 152 // 6)
-    sizes = [w.stop - w.start for w in reader.shuffle.windows(0, 0)]
-    assert 2 * max(sizes) * reader.parts.row_bytes <= 2000 * 152 // 6 and len(sizes) >= 10
+def test_only_two_windows_are_in_memory_and_no_row_is_read_twice(tmp_path: Path) -> None:
+    """While an epoch of a cache six times the limit is read in its order."""
+    cache, limit = (
+        write_cache(tmp_path / "e", [range(500 * i, 500 * i + 500) for i in range(4)], DIM, 1, 50, 12),
+        2000 * 152 // 6,
+    )
+    reader = EmbeddingReader(cache, memory_limit=limit)
+    windows = reader.shuffle.windows(0, 0)
+    sizes = [int(reader.parts.counts[window.units].sum()) for window in windows]
+    assert 2 * max(sizes) * reader.parts.row_bytes <= limit and len(sizes) >= 10
     loaded = []
     load = reader.parts.load
 
-    def noted(units: Sequence[Unit], kinds: Any, room: Any) -> Rows:
+    def noted(units: Sequence[Unit], kinds: Any, buffer: Any) -> Rows:
         loaded.append(sum(u.kept for u in units))
-        return load(units, kinds, room=room)
+        return load(units, kinds, buffer=buffer)
 
     reader.parts.load = noted  # type: ignore[method-assign,assignment]
-    stream = iter(reader.batches(20, 0))
-    for i, batch in enumerate(stream, 1):
+    for i, batch in enumerate(batches(reader, 20, 0), 1):
         assert len(batch.keys) == 20
-        assert sum(loaded) <= i * 20 + 2 * max(sizes)
+        assert sum(loaded) <= i * 20 + max(sizes)
+        assert sum(buffer.rows for _, buffer in reader._recent._held.values()) * reader.parts.row_bytes <= limit
     assert sum(loaded) == 2000

@@ -12,7 +12,7 @@ from benchmarks.fake_cache import unit_vectors, write_cache, write_view
 from data.pipeline.artifacts import Artifact
 from data.pipeline.errors import UserError
 from embed.reading.mapped import OpenPart
-from embed.reading.reader import EmbeddingReader, State
+from embed.reading.reader import EmbeddingReader
 
 DIM, CAPTIONS = 16, 3
 SMALL = 4000  # bytes: nine rows a window
@@ -23,6 +23,10 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     """60 images of 3 captions in parts of 30, 0, 20 and 10 images, row groups of 5 rows."""
     images = [range(30), range(30, 30), range(30, 50), range(50, 60)]
     return write_cache(tmp_path_factory.mktemp("cache") / "e", images, DIM, CAPTIONS, 5, 12)
+
+
+def read(reader: EmbeddingReader) -> None:
+    reader.fetch(range(len(reader)))
 
 
 def copied(cache: Artifact, tmp_path: Path, name: str = "00002") -> Path:
@@ -56,7 +60,7 @@ def test_a_flipped_byte_that_moves_a_vector_off_unit_length_is_named(
     with pytest.raises(
         UserError, match=r"image_embedding: the vector of 000000040 has length .*python -m embed verify"
     ):
-        list(EmbeddingReader(Artifact(path.parent), memory_limit=limit).batches(100, 0))
+        read(EmbeddingReader(Artifact(path.parent), memory_limit=limit))
 
 
 @pytest.mark.parametrize("limit", [SMALL, 10**9])
@@ -68,7 +72,7 @@ def test_a_flipped_byte_that_arrow_notices_is_named(cache: Artifact, tmp_path: P
     content[start : start + 8] = b"\xff" * 8
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"00002.parquet: row group 1 cannot be read .*the file is damaged"):
-        list(EmbeddingReader(Artifact(path.parent), memory_limit=limit).batches(100, 0))
+        read(EmbeddingReader(Artifact(path.parent), memory_limit=limit))
 
 
 @pytest.mark.parametrize("limit", [SMALL, 10**9])
@@ -81,7 +85,7 @@ def test_a_view_of_other_pairs_is_refused(cache: Artifact, tmp_path: Path, limit
     with pytest.raises(
         UserError, match=r"pair \('000000000', 0\) of part 00000 is not in the view .*made from different datasets"
     ):
-        list(EmbeddingReader(cache, view, memory_limit=limit).batches(100, 0))
+        read(EmbeddingReader(cache, view, memory_limit=limit))
 
 
 def test_a_view_that_lists_more_pairs_in_another_order_is_matched_by_key(cache: Artifact, tmp_path: Path) -> None:
@@ -110,39 +114,13 @@ def test_another_clip_and_nothing_left_are_refused(cache: Artifact, tmp_path: Pa
 
 def test_a_part_cut_short_while_it_is_read_is_named(cache: Artifact, tmp_path: Path) -> None:
     path = copied(cache, tmp_path)
-    part, room = OpenPart(path), np.zeros((5, DIM), "<f2")
-    part.copy_into(room, slice(0, 5), 0, "image_embedding", None)
-    assert (room == unit_vectors(np.array([30, 30, 30, 31, 31]), DIM)).all()
+    part, target = OpenPart(path), np.zeros((5, DIM), "<f2")
+    part.copy_into(target, slice(0, 5), 0, "image_embedding", None)
+    assert (target == unit_vectors(np.array([30, 30, 30, 31, 31]), DIM)).all()
     with path.open("r+b") as file:
         file.truncate(4)
     with pytest.raises(UserError, match="00002.parquet ends before its data: it was cut"):
         part._read(100, memoryview(bytearray(64)))
-
-
-@pytest.mark.parametrize("limit", [SMALL, 10**9])
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"batch": 10_000, "epochs": None, "drop_last": True}, "a batch of 10,000 is larger than the 180 pairs read"),
-        ({"batch": 0}, "batch is 0; a batch has at least 1 row"),
-        ({"epochs": 0}, "epochs is 0; at least 1"),
-        ({"rank": 2, "ranks": 2}, "rank is 2 of 2 ranks"),
-        ({"start": State(0, -5)}, r"State\(0, -5\) is no place in this stream: .*position 0 to 180"),
-        ({"start": State(0, 181)}, r"State\(0, 181\) is no place"),
-        ({"start": State(-1, 0)}, r"State\(-1, 0\) is no place"),
-    ],
-)
-def test_settings_that_give_no_stream_are_refused(
-    cache: Artifact, limit: int, settings: dict[str, Any], message: str
-) -> None:
-    reader = EmbeddingReader(cache, memory_limit=limit)
-    with pytest.raises(UserError, match=message):
-        reader.batches(**{"batch": 10, "seed": 0} | settings)
-
-
-def test_a_stream_without_end_has_no_length(cache: Artifact) -> None:
-    with pytest.raises(TypeError, match="without end"):
-        len(EmbeddingReader(cache).batches(10, 0, epochs=None))
 
 
 @pytest.mark.parametrize("limit", [SMALL, 10**9])

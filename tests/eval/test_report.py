@@ -12,7 +12,7 @@ from data.pipeline.lineage import Lineage, Node
 from eval.protocols.run import compute_metrics
 from eval.report.build import write_report
 from eval.report.figures import PALETTE
-from eval.report.lineage import boxes, draw_lineage
+from eval.report.lineage import boxes, draw_lineage, without_implied
 from eval.report.page import number, render
 from eval.report.pictures import pictures
 from eval.table import read_rows
@@ -133,6 +133,11 @@ def test_boxes_stand_below_what_they_are_made_from_and_families_are_one():
     assert found["eval/metrics"].made_from == ("generations/*/*",)
     texts = [text.get_text() for text in draw_lineage(nodes).axes[0].texts]
     assert {"dataset", "aa" * 6, "make dataset", "stale: make train", "generations/*/* (2)"} <= set(texts)
+
+
+def test_arrows_that_follow_from_others_are_left_out():
+    made_from = {"a": (), "b": ("a",), "c": ("a", "b"), "d": ("c", "a", "d"), "e": ("a",)}
+    assert without_implied(made_from) == {"a": [], "b": ["a"], "c": ["b"], "d": ["c"], "e": ["a"]}
 
 
 def test_numbers_are_written_for_people():

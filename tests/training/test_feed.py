@@ -164,9 +164,7 @@ def test_pairs_of_a_cache_are_fed_alike_from_any_step(tmp_path: Path, limit: int
         assert torch.equal(torch.cat([first[step][1], second[step][1]]), torch.cat([vectors[::2], vectors[1::2]]))
 
 
-def test_an_epoch_loads_each_row_group_of_a_cache_on_disk_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_epoch_loads_each_row_group_of_a_cache_on_disk_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = write_cache(tmp_path / "e", [range(30), range(30, 60)], 16, 3, 5, 12)
     reader = EmbeddingReader(cache, memory_limit=4000)
     loaded: list[int] = []

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from data.pipeline.config import parse_config
+from data.pipeline.errors import StageFailed
 from data.pipeline.run import Run
 from data.pipeline.stage import Stage
-from tests.conftest import exit_code_with_fault, tree_bytes
+from tests.conftest import tree_bytes
 from training.launch import train, train_together
+from training.loop.trainer import Trainer
 from training.stages import TRAININGS
 from training.tasks.prior import prior_stage
 
@@ -33,12 +35,15 @@ def stages_of(run: Run) -> list[Stage]:
 
 
 def test_trainings_side_by_side_on_workers_give_the_bytes_of_this_process(
-    trained_run: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    trained_run: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where one was begun in another process, which was killed."""
+    """Also where one was begun in another process and broken off."""
     run = untrained(trained_run, tmp_path, workers=2)
-    assert exit_code_with_fault("training-latest@2", train, run, prior_stage(run)) == -9
-    assert list((run.scratch / "train" / "prior").rglob("step-00000001"))
+    with monkeypatch.context() as broken:
+        broken.setattr(Trainer, "validate", lambda self: 1 / 0)
+        with pytest.raises(StageFailed, match="ZeroDivisionError"):
+            train(run, prior_stage(run))
+    assert list((run.scratch / "train" / "prior").rglob("step-00000002"))
     made = train_together(run, stages_of(run))
     assert [artifact.folder.name for artifact in made] == list(MODELS)
     printed = capfd.readouterr().out

@@ -5,16 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 
-from data.pipeline.errors import UserError
 from data.pipeline.run import Run
 from embed.clip.model import load_clip
 from embed.reading.reader import PairBatch
 from tests.conftest import make_config
 from training.__main__ import COMMANDS
-from training.loop.pixels import PixelStore, reduce_image, to_uint8, to_unit
 from training.sampling.batches import fixed_batches
 from training.sampling.prior import keep_closest
 from training.settings import DecoderSettings
@@ -23,41 +20,6 @@ from training.tasks.clip import clip_pixels, model_config, normalised, retrieval
 from training.tasks.decoder import DecoderTask
 from training.tasks.pairs import spread
 from training.tasks.prior import cosines
-
-
-def test_uint8_is_rounded_and_inverts_to_unit() -> None:
-    every = torch.arange(256, dtype=torch.uint8)
-    assert torch.equal(to_uint8(to_unit(every)), every)
-    assert to_uint8(torch.tensor([0.9999, -3.0, 3.0, 0.0])).tolist() == [255, 0, 255, 128]
-
-
-def test_reduction_is_the_mean_of_the_centre_square() -> None:
-    image = np.zeros((4, 8, 3), np.uint8)
-    image[:2, 2:4], image[2:, 4:6] = 200, 100
-    assert reduce_image(image, 2)[:, :, 0].tolist() == [[200, 0], [0, 100]]
-    image[0, 2] = 100
-    assert reduce_image(image, 2)[0, 0, 0] == 175
-    assert np.array_equal(reduce_image(image[:, :4], 4), image[:, :4])
-    with pytest.raises(UserError, match="8 x 4 pixels, training needs 5 x 5"):
-        reduce_image(image, 5)
-
-
-class FakeImages:
-    def __init__(self) -> None:
-        self.decoded: list[str] = []
-
-    def image(self, key: str) -> NDArray[np.uint8]:
-        self.decoded.append(key)
-        return np.full((4, 4, 3), int(key), np.uint8)
-
-
-def test_pixels_come_by_key_whether_held_or_decoded_anew() -> None:
-    images, keys = FakeImages(), ["3", "1", "3", "2"]
-    held, streamed = PixelStore(images, keys, 2), PixelStore(images, keys, 2, limit=10)
-    assert images.decoded == ["3", "1", "2"]
-    for store in (held, streamed):
-        assert store.fetch(["2", "3", "2"])[:, 0, 0, 0].tolist() == [2, 3, 2]
-    assert len(images.decoded) == 6
 
 
 def test_the_draw_closest_to_the_text_is_kept() -> None:
@@ -114,6 +76,22 @@ def test_retrieval_of_known_neighbours() -> None:
     assert (shifted["image_to_text_r1"], shifted["text_to_image_r1"]) == (0.0, 0.0)
     same = torch.ones(6, 2, dtype=torch.float64)
     assert retrieval(same, same)["image_to_text_r5"] == 0.0  # ties count against us
+
+
+def test_retrieval_agrees_with_torchmetrics() -> None:
+    """Where nothing is tied: torchmetrics compares in float32, and which of two equally near comes first is chance there."""
+    from torchmetrics.functional.retrieval import retrieval_recall
+
+    generator = torch.Generator().manual_seed(0)
+    z_i = torch.nn.functional.normalize(torch.randn(40, 6, generator=generator, dtype=torch.float64), dim=1)
+    noise = torch.randn(40, 6, generator=generator, dtype=torch.float64)
+    z_t = torch.nn.functional.normalize(z_i + 0.4 * noise, dim=1)
+    found, own = retrieval(z_i, z_t), torch.eye(40, dtype=torch.bool)
+    for name, similarity in (("image_to_text", z_i @ z_t.T), ("text_to_image", z_t @ z_i.T)):
+        for k in (1, 5):
+            recall = [float(retrieval_recall(similarity[i] + 2, own[i], top_k=k)) for i in range(40)]
+            assert 0 < found[f"{name}_r{k}"] < 1
+            assert found[f"{name}_r{k}"] == pytest.approx(float(np.mean(recall)))
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (40, 90)])

@@ -80,7 +80,7 @@ class _Window:
 
     def drop(self) -> None:
         self.dropped.set()
-        for shard in self.decoding:
+        for shard in list(self.decoding):
             shard.cancel()
 
 
@@ -132,7 +132,7 @@ class Pixels:
         self.close()
 
     def close(self) -> None:
-        """Stop decoding. A `fetch` that waits in another thread raises CancelledError."""
+        """Stop decoding. A `fetch` that waits in another thread ends with an error."""
         for window in (self._kept, *self._held):
             window.drop()
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -210,9 +210,8 @@ class Pixels:
 
     def _hold(self, number: int) -> None:
         """Begin to decode a window of the plan, in the place of the older one of the two held."""
-        for window in self._held[:-1]:
-            window.drop()
-        self._held = self._held[-1:]
+        while len(self._held) > 1:
+            self._held.pop(0).drop()  # its memory is free before the new window takes some
         self._held.append(self._decode(self._plan[number]))
         self._newest = number
 
@@ -227,10 +226,10 @@ class Pixels:
         return window
 
     def _decode_shard(self, path: Path, rows: Mapping[str, int], pixels: Tensor, dropped: threading.Event) -> None:
+        self._pool.submit(bool)  # refused when the interpreter ends, which would wait for every shard that is queued
         missing = set(rows)
         for key, image in read_images(path, rows):
-            # An interpreter that ends waits for its threads.
-            if dropped.is_set() or not threading.main_thread().is_alive():
+            if dropped.is_set():
                 raise CancelledError
             pixels[rows[key]] = _shrunk(image, self._shrink, self.side)
             missing.discard(key)

@@ -13,7 +13,7 @@ from data.dataset.shards import ShardReader
 from data.pipeline.errors import UserError
 from data.pipeline.run import Run
 from data.pipeline.stage import Input, PartSpec, Stage
-from embed.clip.model import Clip, load_clip
+from embed.clip.model import Clip, ClipSource
 from embed.reading.reader import EmbeddingReader
 from training.checkpoints import write_model
 from training.diffusion.losses import loss_by_bucket, losses
@@ -112,10 +112,11 @@ def glide_stage(run: Run) -> Stage:
 
 def _stage(run: Run, name: str) -> Stage:
     made = references(run, "dataset", "embeddings", "views/train")
-    settings, clip = run.config[DecoderSettings], load_clip(run)
+    settings, source = run.config[DecoderSettings], ClipSource.of(run)
+    clip = source.load()
     require_text_width(settings, clip)
     inputs = (*made, Input("@clip", clip.identity))
-    return training_stage(run, name, run.model(name).folder, STAGE_VERSION, settings, inputs, make_decoder)
+    return training_stage(run, name, run.model(name).folder, STAGE_VERSION, settings, inputs, make_decoder, source)
 
 
 def require_text_width(settings: DecoderSettings, clip: Clip) -> None:
@@ -132,8 +133,8 @@ def make_decoder(spec: PartSpec, attempt: Path) -> Mapping[str, int]:
     """Train the decoder or its twin, by `work.name`, and write the model's files into `attempt`."""
     work: Work = spec.work
     settings, seed = work.run.config[DecoderSettings], work.run.seed
-    with training_alone():
-        pairs = read_pairs(work.run)
+    with training_alone() as device:
+        pairs = read_pairs(work, device)
         with open_pixels(work.run, pairs, settings) as pixels:
             task = DecoderTask(work.name, settings, pairs, pixels, seed)
             average, log = Trainer(task, settings.optimiser, seed, work.state, settings.checkpoint_seconds).run()

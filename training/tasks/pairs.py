@@ -6,13 +6,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from data.pipeline.run import Run
 from data.pipeline.stage import PartSpec
-from embed.clip.model import Clip, load_clip
+from embed.clip.model import Clip
 from embed.reading.reader import EmbeddingReader, PairBatch
 from training.checkpoints import Description
 from training.networks.conditions import Captions, ClipShape
 from training.settings import DecoderSettings, PriorSettings
+from training.tasks.part import Work
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,11 @@ class TrainingPairs:
         return ClipShape(self.clip.embed_dim, self.clip.context_length, self.clip.vocab_size)
 
 
-def read_pairs(run: Run) -> TrainingPairs:
-    """Raises UserError for a cache of another CLIP, and for a split without pairs."""
-    clip, view = load_clip(run), run.view("train")
-    train, val = (EmbeddingReader(run.embeddings, view, split, clip.identity) for split in ("train", "val"))
+def read_pairs(work: Work, device: torch.device) -> TrainingPairs:
+    """What a part is trained on, the CLIP on `device`. Raises UserError for a cache of another CLIP, and for a split without pairs."""
+    assert work.clip is not None, f"{work.name} is not trained beside a CLIP"
+    clip, view = work.clip.load(device=str(device)), work.run.view("train")
+    train, val = (EmbeddingReader(work.run.embeddings, view, split, clip.identity) for split in ("train", "val"))
     return TrainingPairs(clip, train, val)
 
 

@@ -14,9 +14,10 @@ from data.pipeline.artifacts import Receipt, fingerprint
 from data.pipeline.lineage import Lineage
 from data.pipeline.run import Run
 from data.pipeline.stage import Input, MakePart, PartSpec, Stage
+from embed.clip.model import ClipSource
 from embed.encoding.devices import choose_device
 from embed.encoding.threads import one_thread
-from training.loop.ranks import rank_and_ranks
+from training.loop.ranks import local_rank, rank_and_ranks
 from training.settings import TrainingSection
 
 _alone = threading.Lock()  # global generators and the number of threads belong to one training at a time
@@ -24,11 +25,13 @@ _alone = threading.Lock()  # global generators and the number of threads belong 
 
 @dataclass(frozen=True)
 class Work:
-    """What a training's part travels with: the run, the training's name, and the folder of its working state."""
+    """What a training's part travels with: the run, the training's name, the folder of its working state, and where the CLIP is that
+    it trains beside (None: CLIP's own training)."""
 
     run: Run
     name: str
     state: Path
+    clip: ClipSource | None = None
 
 
 def references(run: Run, *names: str) -> tuple[Input, ...]:
@@ -38,14 +41,15 @@ def references(run: Run, *names: str) -> tuple[Input, ...]:
 
 
 def training_stage(
-    run: Run, name: str, folder: Path, version: int, settings: TrainingSection, inputs: Sequence[Input], make: MakePart
-) -> Stage:
+    run: Run, name: str, folder: Path, version: int, settings: TrainingSection, inputs: Sequence[Input], make: MakePart,
+    clip: ClipSource | None = None,
+) -> Stage:  # fmt: skip
     """A training as a stage of one part that is made from `inputs`. A killed one goes on from its working state in the run's scratch;
     a finished one is kept, and refused (not replaced) when its settings or inputs have changed."""
     shaping = {"seed": run.seed, name: settings.shaping()}
     digests = {one.of: one.digest for one in inputs}
     state = run.scratch / "train" / name / fingerprint([version, shaping, digests])[:16]
-    part = PartSpec("model", tuple(inputs), Work(run, name, state))
+    part = PartSpec("model", tuple(inputs), Work(run, name, state, clip))
     return Stage(
         f"train-{name}", version, folder, shaping, [part], make, finish=partial(_drop_state, state), unit="models",
         precious=True,
@@ -59,12 +63,17 @@ def _drop_state(state: Path, folder: Path, receipts: list[Receipt]) -> Sequence[
 
 
 @contextlib.contextmanager
-def training_alone() -> Iterator[None]:
-    """One training at a time in this process, on one thread, so that the bytes do not depend on where it runs; and on a GPU that it
-    claims, where there is one and no launcher of several processes deals them out."""
+def training_alone() -> Iterator[torch.device]:
+    """One training at a time in this process, on one thread, so that the bytes do not depend on where it runs. Gives the device: a GPU
+    that this process claims, or that a launcher of several processes deals out, where there is one."""
     with _alone, one_thread():
-        if rank_and_ranks()[1] == 1:
-            device = choose_device("auto")
-            if device.type == "cuda":
-                torch.cuda.set_device(device)
-        yield
+        device = _device()
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        yield device
+
+
+def _device() -> torch.device:
+    if rank_and_ranks()[1] == 1:
+        return choose_device("auto")
+    return torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")

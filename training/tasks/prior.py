@@ -11,7 +11,7 @@ from torch.nn.functional import cosine_similarity
 
 from data.pipeline.run import Run
 from data.pipeline.stage import Input, PartSpec, Stage
-from embed.clip.model import load_clip
+from embed.clip.model import ClipSource
 from embed.reading.reader import EmbeddingReader, PairBatch
 from training.checkpoints import Trained, write_model
 from training.diffusion.losses import loss_by_bucket, losses
@@ -94,17 +94,19 @@ def cosines(drawn: Tensor, pairs: PairBatch, mean: Tensor) -> dict[str, float]:
 
 def prior_stage(run: Run) -> Stage:
     """`models/prior`, from the cache and the view `train`. Raises UserError for what is missing or stale."""
-    inputs = (*references(run, "embeddings", "views/train"), Input("@clip", load_clip(run).identity))
+    made = references(run, "embeddings", "views/train")
+    source = ClipSource.of(run)
+    inputs = (*made, Input("@clip", source.load().identity))
     folder, settings = run.model("prior").folder, run.config[PriorSettings]
-    return training_stage(run, "prior", folder, STAGE_VERSION, settings, inputs, make_prior)
+    return training_stage(run, "prior", folder, STAGE_VERSION, settings, inputs, make_prior, source)
 
 
 def make_prior(spec: PartSpec, attempt: Path) -> Mapping[str, int]:
     """Train, and write the model's files into `attempt`."""
     work: Work = spec.work
     settings, seed = work.run.config[PriorSettings], work.run.seed
-    with training_alone():
-        pairs = read_pairs(work.run)
+    with training_alone() as device:
+        pairs = read_pairs(work, device)
         task = PriorTask(settings, pairs.shape, pairs.train, pairs.val, seed)
         average, log = Trainer(task, settings.optimiser, seed, work.state, settings.checkpoint_seconds).run()
         write_model(attempt, described(work.name, settings, pairs.shape, spec), average, log)

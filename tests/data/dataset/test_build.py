@@ -14,7 +14,7 @@ from PIL import Image
 
 from data.dataset.build import build_dataset, require_stored
 from data.dataset.ledger import read_ledger
-from data.dataset.plan import plan_table, read_plan
+from data.dataset.plan import read_plan
 from data.dataset.shards import ShardReader, read_shard
 from data.pipeline.artifacts import canonical_json
 from data.pipeline.errors import DiskFull, UserError
@@ -28,6 +28,7 @@ from data.sources.scene_world import draw, scene
 from data.sources.settings import SplitSettings
 from data.views.build import build_base_view
 from tests.conftest import REPOSITORY, exit_code_with_fault, make_config, tree_bytes
+from tests.data.made_dataset import plan_table
 
 
 def build_view(run: Run) -> None:

@@ -21,7 +21,6 @@ from data.dataset.plan import (
     PlanWriter,
     freeze_plan,
     plan_digest,
-    plan_table,
     read_frozen,
     read_plan,
     retry_path,
@@ -33,6 +32,7 @@ from data.sources.candidates import Candidate
 from data.sources.settings import SplitSettings
 from data.sources.source import open_source
 from tests.conftest import tree_bytes
+from tests.data.made_dataset import plan_table
 
 
 def write_list(path: Path, rows: int = 25) -> Path:

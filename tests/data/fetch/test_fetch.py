@@ -9,16 +9,16 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
-from data.dataset.plan import plan_table
 from data.fetch.files import FolderFetcher, file_url
 from data.fetch.reasons import Reason
 from data.fetch.settings import FetchSettings
 from data.images.settings import ImageSettings
 from data.pipeline.errors import UserError
 from data.sources import values as text
-from data.sources.folder import folder_candidates
+from data.sources.folder import FolderSource
 from data.sources.settings import FolderSettings, SplitSettings, TableSettings
-from data.sources.table import table_candidates
+from data.sources.table import TableSource
+from tests.data.made_dataset import plan_table
 
 
 def test_folder_fetcher_stays_in_its_folder(tmp_path: Path) -> None:
@@ -40,7 +40,7 @@ def test_folder_fetcher_stays_in_its_folder(tmp_path: Path) -> None:
 def test_file_names_that_are_not_utf8_are_planned_and_read(tmp_path: Path) -> None:
     (tmp_path / os.fsdecode(b"caf\xe9.png")).write_bytes(b"latin")
     (tmp_path / "captions.csv").write_bytes(b"file,caption\ncaf\xe9.png,a caf\xe9\n")
-    found = list(folder_candidates(FolderSettings(path=str(tmp_path))))
+    found = list(FolderSource(FolderSettings(path=str(tmp_path))).candidates())
     assert [(c.source_id, c.captions) for c in found] == [("caf\\xe9.png", ("a caf\ufffd",))]
     plan = plan_table(iter(found), 10, SplitSettings(), 0)
     pq.write_table(plan, tmp_path / "plan.parquet")
@@ -55,7 +55,7 @@ def test_a_damaged_table_is_one_line(tmp_path: Path) -> None:
     content[4:-4000] = b"\xff" * (len(content) - 4004)  # the footer, with the schema, stays readable
     path.write_bytes(content)
     with pytest.raises(UserError, match="cannot read .*list.parquet") as raised:
-        list(table_candidates(TableSettings(path=str(path))))
+        list(TableSource(TableSettings(path=str(path))).candidates())
     assert "\n" not in str(raised.value)
 
 
@@ -64,7 +64,7 @@ def test_rows_without_a_url_are_one_candidate(tmp_path: Path) -> None:
     path.write_text(
         '{"url": "", "caption": "a"}\n{"url": null, "caption": "b"}\n{"url": "http://h/x", "caption": "c"}\n'
     )
-    found = [(c.source_id, c.url, c.captions) for c in table_candidates(TableSettings(path=str(path)))]
+    found = [(c.source_id, c.url, c.captions) for c in TableSource(TableSettings(path=str(path))).candidates()]
     assert found == [("(no url)", "", ("a", "b")), ("http://h/x", "http://h/x", ("c",))]
 
 

@@ -7,10 +7,23 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks import SHARED
-from data.images.phash import _masks, near_any, near_pairs, near_pairs_between, phash64
+from data.images.phash import _masks, _sorted_rows, near_any, near_pairs_between, near_values, phash64
 from tests.data.made_dataset import photo
 
 PHOTOS = SHARED / "photos" / "images"
+
+
+def near_pairs(hashes: NDArray[np.uint64], distance: int) -> NDArray[np.int64]:
+    """Pairs (i, j), i < j, of hashes that differ in at most `distance` bits (0 to 7); int64 (m, 2), sorted.
+
+    Equal hashes are one node: each is paired with the first of its kind only, and only firsts are paired with other values.
+    So a million equal hashes give a million pairs, and everything within the distance is still joined through the firsts.
+    """
+    values, first, kind = np.unique(np.asarray(hashes, np.uint64), return_index=True, return_inverse=True)
+    later = np.flatnonzero(first[kind] != np.arange(len(kind)))
+    equal = np.stack([first[kind[later]], later], axis=1)
+    near = np.sort(first[near_values(values, distance)], axis=1)
+    return _sorted_rows(np.concatenate([equal, near]))
 
 
 def planted(n: int, distance: int, seed: int = 0) -> NDArray[np.uint64]:

@@ -118,7 +118,9 @@ def test_every_stage_that_the_config_asks_for_has_a_line(tmp_path: Path, photos:
     build_dataset(run, InProcess())
     lines = {s.name: s.state for s in run_status(run)}
     assert lines["dataset"] == "complete" and set(lines.values()) == {"complete", "missing"}
-    assert "clip" not in lines and "eval/attributes" not in lines, "nothing is trained here, and photographs know no attributes"
+    assert "clip" not in lines and "eval/attributes" not in lines, (
+        "nothing is trained here, and photographs know no attributes"
+    )
     order = list(lines)
     for first, then in (("dataset", "scores/basic"), ("views/base", "embeddings"), ("views/train", "models/decoder")):
         assert order.index(first) < order.index(then)
