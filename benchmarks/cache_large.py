@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.cache_read import BATCH, MIB, child, status_mib
+from benchmarks.cache_read import BATCH, MIB, child, epoch, status_mib
 from benchmarks.fake_cache import write_cache, write_view
 from data.pipeline.artifacts import Artifact
 from embed.reading.reader import EmbeddingReader
@@ -58,11 +58,11 @@ def measure(folder: Path, rows: int) -> dict[str, Any]:
 def read(reader: EmbeddingReader) -> float:
     """An epoch in shuffled batches; returns the most anonymous memory seen, MiB."""
     peak, rows = 0.0, 0
-    for i, batch in enumerate(reader.batches(BATCH, 0)):
+    for i, batch in enumerate(epoch(reader)):
         rows += len(batch.keys)
         if i % 64 == 0:
             peak = max(peak, status_mib("RssAnon"))
-    assert rows == len(reader)
+    assert rows == len(reader) // BATCH * BATCH
     return peak
 
 

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.fake_cache import write_cache
 from data.pipeline.artifacts import Artifact
-from embed.reading.reader import EmbeddingReader
+from embed.reading.reader import EmbeddingReader, PairBatch
+from training.loop.feed import Feed
 
 BATCH, PART = 1024, 10_000
 MIB = 2**20
@@ -50,6 +52,14 @@ def data_loader(path: Path) -> Iterator[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(0)
     for index, half in DataLoader(NpyPairs(path), batch_size=BATCH, shuffle=True, generator=generator):
         yield index, half.float()
+
+
+def epoch(reader: EmbeddingReader, batch: int = BATCH) -> Iterator[PairBatch]:
+    """The whole batches of an epoch, as the trainers read them."""
+    steps = len(reader) // batch
+    with Feed(partial(reader.order, 0), len(reader), reader.fetch, batch, steps=steps) as feed:
+        for step in range(steps):
+            yield feed.take(step)[0]
 
 
 def embedding_reader(folder: Path, kind: str) -> Iterator[Tensor]:
@@ -128,14 +138,14 @@ def training(cache: Artifact, one: Path, rows: int, times: int) -> dict[str, flo
     opened = time.perf_counter() - start
     windowed = EmbeddingReader(cache, vectors=("image",), memory_limit=rows * held.parts.row_bytes // 4)
     whole = torch.from_numpy(np.load(one)).float()
-    for batch in held.batches(BATCH, 0):
+    for batch in epoch(held):
         assert (batch.image_embedding - whole[torch.from_numpy(np.array(batch.keys, np.int64))]).abs().max() < 1e-3
     for index, vectors in data_loader(one):
         assert torch.equal(vectors, whole[index])
     del whole
     found = best_of(
-        {"ours": lambda: iter(held.batches(BATCH, 0)), "ours, windows": lambda: iter(windowed.batches(BATCH, 0))},
-        rows,
+        {"ours": lambda: epoch(held), "ours, windows": lambda: epoch(windowed)},
+        rows // BATCH * BATCH,
         times,
     )
     found |= best_of({"DataLoader over npy": lambda: data_loader(one)}, rows, max(1, times // 2))
@@ -172,7 +182,7 @@ def drop_from_page_cache(folder: Path) -> None:
 def limited(folder: Path, limit: int) -> dict[str, Any]:
     """Run in a child: read an epoch with at most `limit` bytes more of address space than an idle process with torch loaded."""
     small = EmbeddingReader(Artifact(folder), memory_limit=0)
-    for _, _ in zip(small.batches(64, 0), range(4), strict=False):
+    for _, _ in zip(epoch(small, 64), range(4), strict=False):
         pass  # allocators and thread stacks are set up before the limit is measured
     del small
     allowed = int(status_mib("VmSize") * MIB) + limit
@@ -188,12 +198,12 @@ def limited(folder: Path, limit: int) -> dict[str, Any]:
     reader = EmbeddingReader(Artifact(folder), memory_limit=limit // 4)
     drop_from_page_cache(folder)
     resident, rows, start = [], 0, time.perf_counter()
-    for i, batch in enumerate(reader.batches(BATCH, 0)):
+    for i, batch in enumerate(epoch(reader)):
         rows += len(batch.keys)
         if i % 8 == 0:
             resident.append(status_mib("VmRSS"))
     seconds, half = time.perf_counter() - start, len(resident) // 2
-    assert rows == len(reader)
+    assert rows == len(reader) // BATCH * BATCH
     return {
         "rows": rows, "rows_per_second": round(rows / seconds), "cache_mib": len(reader) * reader.parts.row_bytes / MIB,
         "limit_mib": limit / MIB, "holding_refused": refused, "windows": len(reader.shuffle.windows(0, 0)), "rss_before_mib": before,

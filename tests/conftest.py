@@ -16,6 +16,18 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--sweeps", type=int, default=3, help="random-kill sweeps, seeds 0, 1, ... (slow tests; default 3)"
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test that asks for `sweep` runs once for each seed."""
+    if "sweep" in metafunc.fixturenames:
+        metafunc.parametrize("sweep", range(metafunc.config.getoption("--sweeps")))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The whole system takes as long as half of the rest: first, so that a second process does that rest meanwhile."""
     items.sort(key=lambda item: item.path.name != "test_smoke.py")

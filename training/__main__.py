@@ -18,10 +18,10 @@ def train_one(config: Config, arguments: argparse.Namespace) -> None:
         source = config[ClipSettings].source
         print(f'nothing to train: clip.source = "{source}" names a CLIP that exists; clip.source = "run" trains one')
         return
-    from training.launch import train
+    from training.launch import train_together
 
     run = Run.open(config)
-    report(train(run, training.stage(run)))
+    report(train_together(run, [training.stage(run)])[0])
 
 
 def train_all(config: Config, arguments: argparse.Namespace) -> None:

@@ -146,7 +146,10 @@ class Lineage:
         return self._lacks(row, set(parts)) if row is not None and row.follows else None
 
     def _changed(self, row: StageRow | None, part: str, of: str, recorded: str) -> str | None:
-        if row is not None and of.partition(":")[0] in row.costly:
+        fact = of.partition(":")[0]
+        if fact.startswith("@") and fact[1:] not in FACTS:
+            return f"it was made by another version of the toolkit, which names the input {of}"
+        if row is not None and fact in row.costly:
             return None
         now = self.digest(of)
         if now == recorded or (now is None and of.startswith("@")):  # a fact that cannot be told is taken to stand

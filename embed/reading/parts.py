@@ -106,7 +106,7 @@ class CacheParts:
             if not path.is_file():
                 raise UserError(
                     f"{path} is missing although the manifest lists it; run `python -m embed verify`, then `make embeddings`",
-                    Code.MISSING,
+                    Code.DAMAGED,
                 )
             if path.stat().st_size != facts["bytes"]:
                 raise UserError(

@@ -151,11 +151,12 @@ class EmbeddingReader:
     def order(self, seed: int, epoch: int) -> NDArray[np.int64]:
         """A permutation of the rows that depends on (seed, epoch) alone; 8 bytes a row. Of a cache on disk it walks through windows of
         row groups that fit the memory limit, so that `fetch` of successive stretches loads each row group once."""
-        found = []
+        found, at = np.empty(len(self), np.int64), 0
         for window in self.shuffle.windows(seed, epoch):
-            rows = np.arange(len(self)) if window.units is None else self._rows_of(window.units)
-            found.append(window.shuffled(rows))
-        return np.concatenate(found)
+            rows = window.shuffled(np.arange(len(self)) if window.units is None else self._rows_of(window.units))
+            found[at : at + len(rows)] = rows
+            at += len(rows)
+        return found
 
     def _rows_of(self, units: NDArray[np.int64]) -> NDArray[np.int64]:
         return np.concatenate([np.arange(self._first[unit], self._first[unit + 1]) for unit in units])

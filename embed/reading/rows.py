@@ -1,7 +1,7 @@
 """Rows of the cache in memory, and the batches that are gathered from them."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -20,9 +20,7 @@ CHUNK = 1024  # rows cast at a time: as float32 they stay within a processor's c
 @dataclass(frozen=True)
 class PairBatch:
     """n pairs. Embeddings are float32 (n, d) of unit length, token ids int64 (n, context_length), zero-padded, n_tokens int64 (n,).
-
-    A vector that the reader was not asked for has no columns: (n, 0).
-    """
+    A vector that the reader was not asked for has no columns: (n, 0)."""
 
     keys: list[str]
     caption_index: NDArray[np.int32]
@@ -30,13 +28,6 @@ class PairBatch:
     text_embedding: Tensor
     token_ids: Tensor
     n_tokens: Tensor
-
-    def pin_memory(self) -> "PairBatch":
-        """The same batch in page-locked memory; `DataLoader(pin_memory=True)` calls it."""
-        return replace(
-            self, image_embedding=self.image_embedding.pin_memory(), text_embedding=self.text_embedding.pin_memory(),
-            token_ids=self.token_ids.pin_memory(), n_tokens=self.n_tokens.pin_memory(),
-        )  # fmt: skip
 
 
 def known_kinds(vectors: Kind | Sequence[Kind]) -> tuple[Kind, ...]:

@@ -134,17 +134,6 @@ def test_threads_may_fetch_at_once(reader: EmbeddingReader) -> None:
         assert batch.keys == [expected.keys[row] for row in orders[i]]
 
 
-def test_a_batch_is_pinned_whole(held: EmbeddingReader, monkeypatch: pytest.MonkeyPatch) -> None:
-    from torch.utils.data._utils.pin_memory import pin_memory
-
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor, *_: tensor.clone())
-    batch = held.fetch([3, 4])
-    pinned = pin_memory(batch)
-    assert same(pinned, batch)
-    tensors = [f.name for f in fields(batch) if isinstance(getattr(batch, f.name), torch.Tensor)]
-    assert len(tensors) == 4 and all(getattr(pinned, name) is not getattr(batch, name) for name in tensors)
-
-
 def test_cut_otherwise_permuted_and_retried_the_held_rows_are_the_same(
     cache: Artifact, held: EmbeddingReader, tmp_path: Path
 ) -> None:

@@ -179,3 +179,12 @@ def test_an_epoch_loads_each_row_group_of_a_cache_on_disk_once(tmp_path: Path, m
         for step in range(len(reader) // 6):
             feed.take(step)
     assert len(loaded) == len(reader.parts.units)
+
+
+def test_nothing_is_read_ahead_beyond_the_last_step() -> None:
+    fetched: list[list[int]] = []
+    with Feed(order, SIZE, lambda items: fetched.append(items.tolist()), 4, ahead=3, steps=3) as feed:
+        for step in range(3):
+            feed.take(step)
+        feed.take(5)
+    assert fetched == [*sequence(4)[:3], sequence(4)[5]]

@@ -21,24 +21,27 @@ class Feed(Generic[B]):
     """This rank's batches, each as `slices` pieces (sizes differ by one at most).
 
     `order(epoch)` is a permutation of range(size), a pure function of the epoch. `fetch(items)` makes a batch of them, in that order; it
-    runs on the feed's thread for up to `ahead` steps before they are asked for, and so must draw nothing from global generators.
+    runs on the feed's thread for up to `ahead` steps before they are asked for (none beyond `steps`, where that is given), and so must
+    draw nothing from global generators.
     Closing (or leaving a `with` block) drops what has not begun and does not wait for the fetch that runs.
     """
 
     def __init__(
         self, order: Callable[[int], Items], size: int, fetch: Callable[[Items], B],
-        batch: int, rank: int = 0, ranks: int = 1, slices: int = 1, ahead: int = 2,
+        batch: int, rank: int = 0, ranks: int = 1, slices: int = 1, ahead: int = 2, steps: int | None = None,
     ) -> None:  # fmt: skip
         assert size > 0 and batch > 0 and 0 <= rank < ranks and slices > 0 and ahead >= 0
         self._order, self._size, self._fetch = order, size, fetch
-        self._batch, self._rank, self._ranks, self._slices, self._ahead = batch, rank, ranks, slices, ahead
+        self._batch, self._rank, self._ranks, self._slices = batch, rank, ranks, slices
+        self._ahead, self._steps = ahead, steps
         self._orders: dict[int, Items] = {}
         self._waiting: dict[int, Future[list[B]]] = {}
         self._thread = ThreadPoolExecutor(1, "feed")
 
     def take(self, step: int) -> list[B]:
         """The slices of batch number `step` (from 0). Raises what `fetch` and `order` raise."""
-        wanted = range(step, step + self._ahead + 1)
+        end = step + self._ahead + 1
+        wanted = range(step, end if self._steps is None else max(step + 1, min(end, self._steps)))
         for other in self._waiting.keys() - set(wanted):
             self._waiting.pop(other).cancel()
         for one in wanted:

@@ -56,7 +56,9 @@ class Trainer(Generic[B]):
         self.done = load_state(folder, self.network, self.ema, optimiser)
         self.optimiser = optimiser
         self.model, self.prepared = self.accelerator.prepare(self.network, optimiser)
-        self.feed: Feed[B] = Feed(task.order, task.size, task.fetch, settings.batch, rank, ranks, settings.accumulation)
+        self.feed: Feed[B] = Feed(
+            task.order, task.size, task.fetch, settings.batch, rank, ranks, settings.accumulation, steps=settings.steps
+        )
 
     def run(self) -> tuple[nn.Module, list[LogRow]]:
         """Train to the last step. Returns the averaged network and the log."""
