@@ -84,17 +84,18 @@ def _box(name: str, members: Sequence[Node], made_from: tuple[str, ...], level: 
 
 def without_implied(made_from: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     """What each is made from, without what it is made from by way of another."""
+    others = {name: [of for of in ofs if of != name] for name, ofs in made_from.items()}
     behind: dict[str, set[str]] = {}
 
     def all_behind(name: str) -> set[str]:
         if name not in behind:
             behind[name] = set()
-            behind[name] = set(made_from[name]).union(*(all_behind(of) for of in made_from[name]))
+            behind[name] = set(others[name]).union(*(all_behind(of) for of in others[name]))
         return behind[name]
 
     return {
-        name: [of for of in ofs if of != name and not any(of in all_behind(other) for other in ofs if other != of)]
-        for name, ofs in made_from.items()
+        name: [of for of in ofs if not any(of in all_behind(other) for other in ofs if other != of)]
+        for name, ofs in others.items()
     }
 
 
