@@ -27,6 +27,7 @@ def run_all(folder: Path, *overrides: str) -> dict[str, str]:
             "--config",
             "configs/smoke.toml",
             f"run.folder={folder}",
+            "embeddings.device=cpu",  # a scheduler's workers know their own device: "auto" would be recorded as such
             *overrides,
         ]
         done = subprocess.run(line, cwd=REPOSITORY, env=ENVIRONMENT, capture_output=True, text=True, timeout=900)

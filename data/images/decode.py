@@ -25,7 +25,6 @@ from PIL import ExifTags, Image, ImageFile
 from data.fetch.reasons import Reason
 from data.images.bombs import has_many_profiles, has_more_scans, most_scans
 from data.images.colour import UnsupportedMode, in_eight_bits, to_rgb
-from data.images.memory import keep_freed_memory
 from data.images.quiet import silent_stderr
 from data.images.settings import ImageSettings
 
@@ -101,7 +100,6 @@ def decode(content: bytes, settings: ImageSettings) -> Decoded:
 def _prepare(max_pixels: int) -> None:
     """Once a process: one thread an image, Pillow's own limit not below ours, and few words on stderr: libjpeg alone says a line
     about a damaged file."""
-    keep_freed_memory()
     cv2.setNumThreads(1)
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     warnings.filterwarnings("ignore", module=r"PIL\.")

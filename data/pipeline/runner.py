@@ -36,6 +36,7 @@ from data.pipeline.config import flatten
 from data.pipeline.errors import Code, DiskFull, StageFailed, ToolkitError, UserError
 from data.pipeline.executors import Executor, WorkerDied
 from data.pipeline.faults import boundary
+from data.pipeline.memory import keep_freed_memory
 from data.pipeline.progress import Bar, progress
 from data.pipeline.provenance import provenance
 from data.pipeline.stage import MakePart, PartSpec, Plan, Stage
@@ -178,6 +179,7 @@ class _Making:
 
 def make_part(folder: Path, make: MakePart, part: PartSpec, fingerprint: str) -> dict[str, Any]:
     """Make and publish one part (runs inside a worker). Returns volatile facts for the log."""
+    keep_freed_memory()
     start = time.perf_counter()
     attempt = folder / "attempts" / f"{part.name}.{uuid.uuid4().hex}"
     try:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from eval.metrics.accuracy import measure_accuracy
 from eval.metrics.clip_score import measure_clip_score, measure_hessel, measure_r_precision
@@ -13,7 +14,11 @@ from eval.metrics.subject import Found, Subject
 
 @dataclass(frozen=True)
 class Family:
-    """A row: its title in the report, which direction is better, the unit, where it is defined, and how it is measured."""
+    """A row: its title in the report, which direction is better, the unit, where it is defined, and how it is measured.
+
+    `about` says of which images: "captions" of those that were made for the prompts (and the prompts' own), "distance" of a set as a
+    whole against the reference, "classifier" of held-out real images, to tell how far the judge of attributes is to be trusted.
+    """
 
     name: str
     title: str
@@ -21,23 +26,23 @@ class Family:
     unit: str
     citation: str
     measure: Callable[[Subject], Iterator[Found]]
+    about: Literal["captions", "distance", "classifier"] = "captions"
 
     def metric(self, space: str | None = None, what: str | None = None, scope: str | None = None) -> Metric:
         return Metric(self.name, space, what, scope, self.direction, self.unit, self.citation)
 
 
-# Of held-out real images: how far the judge of `attribute_accuracy` is to be trusted.
 CLASSIFIER = "classifier_accuracy"
 FAMILIES = {
     row.name: row
     for row in (
         Family(
             "fid", "FID", "lower", "squared distance",
-            "Heusel et al. 2017 (arXiv 1706.08500), resized as Parmar et al. 2022 (arXiv 2104.11222)", measure_fid,
+            "Heusel et al. 2017 (arXiv 1706.08500), resized as Parmar et al. 2022 (arXiv 2104.11222)", measure_fid, "distance",
         ),
         Family(
             "fd", "Frechet distance", "lower", "squared distance",
-            "Dowson and Landau 1982; FID's formula on other features", measure_fd,
+            "Dowson and Landau 1982; FID's formula on other features", measure_fd, "distance",
         ),
         Family(
             "clip_score", "CLIP score", "higher", "100 cos",
@@ -53,14 +58,14 @@ FAMILIES = {
         ),
         Family(
             "diversity", "Within-caption diversity", "higher", "1 - cos",
-            "the automatic companion of unCLIP's question about diversity (arXiv 2204.06125, section 5.2)", measure_diversity,
+            "the automatic companion of unCLIP's question about diversity (arXiv 2204.06125)", measure_diversity,
         ),
         Family(
             "attribute_accuracy", "Accuracy", "higher", "share",
             "this toolkit: a classifier trained on real scenes", measure_accuracy,
         ),
-        Family(CLASSIFIER, "Accuracy of the classifier", "higher", "share", "this toolkit", measure_accuracy),
+        Family(CLASSIFIER, "Accuracy of the classifier", "higher", "share", "this toolkit", measure_accuracy, "classifier"),
     )
 }  # fmt: skip
-DISTANCES = ("fid", "fd")
-FOLLOWING = ("clip_score", "clip_score_hessel", "r_precision", "diversity", "attribute_accuracy")
+DISTANCES = tuple(name for name, family in FAMILIES.items() if family.about == "distance")
+FOLLOWING = tuple(name for name, family in FAMILIES.items() if family.about == "captions")
