@@ -15,13 +15,13 @@ from data.pipeline.errors import Code, UserError
 
 GENERATIONS_SCHEMA = pa.schema(
     [
-        ("image_id", pa.string()),  # "<prompt_id>-<sample_index:02d>", unique within the artifact
+        ("image_id", pa.string()),  # "<prompt_id>-<image_index:02d>", unique within the artifact
         ("prompt_id", pa.string()),
         ("caption", pa.string()),
         ("caption_key", pa.string()),  # key of the dataset sample whose caption this is; "" for a free prompt
         ("system", pa.string()),
         ("seed", pa.int64()),
-        ("sample_index", pa.int32()),
+        ("image_index", pa.int32()),
         ("guidance_prior", pa.float64()),
         ("guidance_decoder", pa.float64()),
         ("steps", pa.int32()),  # of the decoder

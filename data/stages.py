@@ -9,6 +9,7 @@ from data.views.removal import removed_digest
 
 __all__ = ["STAGES", "planned_rows_digest", "removed_digest", "untold"]
 
+_AT_ONCE = "it is made again at once, without them"
 _SCORES = "delete it, or reshard and run `make dataset embeddings` there"
 STAGES = (
     StageRow(
@@ -17,8 +18,8 @@ STAGES = (
     ),
     StageRow("scores/basic", "make dataset", _SCORES, follows="dataset", holds="rows by part"),
     StageRow("scores/duplicates", "make dataset", _SCORES, settings="views.duplicates", holds="rows by part"),
-    StageRow("views/base", "make dataset", "", follows="dataset", settings="views.base"),
-    StageRow("views/train", "make embeddings", "", follows="dataset", settings="views.train", after="scores/semantic"),
+    StageRow("views/base", "make dataset", _AT_ONCE, follows="dataset", settings="views.base"),
+    StageRow("views/train", "make embeddings", _AT_ONCE, follows="dataset", settings="views.train", after="scores/semantic"),
 )  # fmt: skip
 
 

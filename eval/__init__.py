@@ -1,1 +1,1 @@
-"""Systems to samples to features to statistics to metrics to the report."""
+"""Systems to generated images to features to statistics to metrics to the report."""

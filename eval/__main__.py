@@ -46,7 +46,7 @@ def _generate_options(parser: argparse.ArgumentParser) -> None:
 @contextmanager
 def _executor(run: Run, resource: str | None = None, holders: int = 0) -> Iterator[Executor]:
     settings, systems = run.config[EvalSettings], len(run.config[SystemsSettings].rows)
-    images = sum(s.captions * s.samples * len(settings.scales(n)) for n, s in settings.prompt_sets.items()) * systems
+    images = sum(s.captions * s.images * len(settings.scales(n)) for n, s in settings.prompt_sets.items()) * systems
     at_least = 1 if images >= WORTH_A_CLUSTER else sys.maxsize
     with open_executor(run.config[ClusterSettings], run.scratch, resource, holders, at_least) as executor:
         yield executor

@@ -36,14 +36,14 @@ class GenerationJob:
     system: System
     prompt_set: str
     guidance: float
-    samples_per_prompt: int
+    images_per_prompt: int
     seed: int
 
     def settings(self) -> dict[str, Any]:
         return {
             "system": self.system.name, "prompt_set": self.prompt_set, "guidance_decoder": self.guidance,
             "guidance_prior": self.system.guidance_prior, "steps": self.system.steps, "sampling": dict(self.system.sampling),
-            "seed": self.seed, "samples_per_prompt": self.samples_per_prompt, "side": self.system.side,
+            "seed": self.seed, "images_per_prompt": self.images_per_prompt, "side": self.system.side,
         }  # fmt: skip
 
     @property
@@ -56,8 +56,8 @@ class GenerationJob:
         return f"generations/{self.system.name}/{self.prompt_set}-{self.settings_hash}"
 
     def draw(self, prompts: Sequence[Prompt]) -> NDArray[np.uint8]:
-        """uint8 (n prompts * samples, side, side, 3) in the order of `image_rows`."""
-        rows = list(image_rows(prompts, self.samples_per_prompt, self.seed))
+        """uint8 (n prompts * images, side, side, 3) in the order of `image_rows`."""
+        rows = list(image_rows(prompts, self.images_per_prompt, self.seed))
         return self.system.generate([p.caption for p, _, _ in rows], [seed for _, _, seed in rows], self.guidance)
 
 
@@ -72,22 +72,22 @@ class GenerationWork:
 def jobs(system: System, settings: EvalSettings, seed: int) -> list[GenerationJob]:
     """Every folder that a config asks of a system: `captions` at all scales, `grids` at one."""
     return [
-        GenerationJob(system, name, scale, prompt_set.samples, seed)
+        GenerationJob(system, name, scale, prompt_set.images, seed)
         for name, prompt_set in settings.prompt_sets.items()
         for scale in settings.scales(name)
     ]
 
 
-def image_seed(run_seed: int, prompt_id: str, sample_index: int) -> int:
+def image_seed(run_seed: int, prompt_id: str, image_index: int) -> int:
     """The seed of one image, in [0, 2^48): the same for every system and scale, whatever the other prompts are."""
-    digest = hashlib.sha256(f"{run_seed}/{prompt_id}/{sample_index}".encode()).digest()
+    digest = hashlib.sha256(f"{run_seed}/{prompt_id}/{image_index}".encode()).digest()
     return int.from_bytes(digest[:6], "big")
 
 
-def image_rows(prompts: Sequence[Prompt], samples: int, run_seed: int) -> Iterator[tuple[Prompt, int, int]]:
-    """(prompt, sample index, seed) of every image."""
+def image_rows(prompts: Sequence[Prompt], images: int, run_seed: int) -> Iterator[tuple[Prompt, int, int]]:
+    """(prompt, image index, seed) of every image."""
     for prompt in prompts:
-        for index in range(samples):
+        for index in range(images):
             yield prompt, index, image_seed(run_seed, prompt.prompt_id, index)
 
 
@@ -127,7 +127,7 @@ def draw_part(spec: PartSpec, attempt: Path) -> dict[str, int]:
     with one_thread():
         images = work.job.draw(prompts)
     (attempt / "images").mkdir()
-    rows = image_rows(prompts, work.job.samples_per_prompt, work.job.seed)
+    rows = image_rows(prompts, work.job.images_per_prompt, work.job.seed)
     for (prompt, index, _), image in zip(rows, images, strict=True):
         (attempt / _file(prompt, index)).write_bytes(write_png(image))
     return {"prompts": len(prompts), "images": len(images)}
@@ -141,12 +141,12 @@ def write_index(job: GenerationJob, prompts: Artifact, folder: Path, receipts: l
     """Write `index.parquet`: one row an image."""
     facts = {name: file for receipt in receipts for name, file in receipt.files.items()}
     rows = []
-    for prompt, index, seed in image_rows(read_prompts(prompts), job.samples_per_prompt, job.seed):
+    for prompt, index, seed in image_rows(read_prompts(prompts), job.images_per_prompt, job.seed):
         file = _file(prompt, index)
         rows.append(
             {
                 "image_id": f"{prompt.prompt_id}-{index:02d}", "prompt_id": prompt.prompt_id, "caption": prompt.caption,
-                "caption_key": prompt.caption_key, "system": job.system.name, "seed": seed, "sample_index": index,
+                "caption_key": prompt.caption_key, "system": job.system.name, "seed": seed, "image_index": index,
                 "guidance_prior": job.system.guidance_prior, "guidance_decoder": job.guidance, "steps": job.system.steps,
                 "file": file, "sha256": facts[file]["sha256"], "width": job.system.side, "height": job.system.side,
             }

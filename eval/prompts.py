@@ -89,7 +89,7 @@ class PromptsWork:
 
 def prompts_per_part(settings: PromptSetSettings) -> int:
     """As many as give IMAGES_PER_PART images, or one."""
-    return max(1, IMAGES_PER_PART // settings.samples)
+    return max(1, IMAGES_PER_PART // settings.images)
 
 
 def make_prompts(run: Run, executor: Executor) -> list[Artifact]:

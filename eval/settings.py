@@ -13,7 +13,7 @@ class PromptSetSettings(Settings):
     one object must name all of `must_name`, and `two_object` of the captions are of two objects (no such rule elsewhere)."""
 
     captions: int = Field(ge=1)
-    samples: int = Field(ge=1, le=99)
+    images: int = Field(ge=1, le=99)
     two_object: int = Field(default=0, ge=0)
     must_name: tuple[str, ...] = ("colour", "background")
 
@@ -52,8 +52,8 @@ class EvalSettings(Section):
     section: ClassVar[str] = "eval"
     owns: ClassVar[tuple[str, ...]] = ("prompts", "generations", "eval")
     volatile: ClassVar[tuple[str, ...]] = ("label",)
-    captions: PromptSetSettings = PromptSetSettings(captions=340, samples=2, two_object=20)
-    grids: PromptSetSettings = PromptSetSettings(captions=20, samples=16, two_object=4)
+    captions: PromptSetSettings = PromptSetSettings(captions=340, images=2, two_object=20)
+    grids: PromptSetSettings = PromptSetSettings(captions=20, images=16, two_object=4)
     guidance: tuple[float, ...] = (1.0, 2.0, 4.0)
     grid_guidance: float = Field(default=2.0, ge=0)
     prior_guidance: float = Field(default=1.0, ge=0)

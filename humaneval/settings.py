@@ -167,9 +167,9 @@ def _problem_of_questions(config: Config, kind: str, prompt_set: str) -> str | N
             f"humaneval.questions.{kind} = {count}, but eval.{prompt_set}.captions = {drawn.captions}; "
             "ask for at most that many"
         )
-    if kind == "diversity" and drawn.samples < GRID_CELLS:
+    if kind == "diversity" and drawn.images < GRID_CELLS:
         return (
-            f"humaneval.questions.diversity shows {GRID_CELLS} images of a caption, but eval.{prompt_set}.samples = "
-            f"{drawn.samples}; raise it to {GRID_CELLS}, or set humaneval.questions.diversity = 0"
+            f"humaneval.questions.diversity shows {GRID_CELLS} images of a caption, but eval.{prompt_set}.images = "
+            f"{drawn.images}; raise it to {GRID_CELLS}, or set humaneval.questions.diversity = 0"
         )
     return None

@@ -22,7 +22,7 @@ def train(run: Run, stage: Stage) -> Artifact:
     rank, ranks = rank_and_ranks()
     if ranks == 1 or rank == 0:
         return run_stage(stage, InProcess(), run.logs)
-    if not _part_stands(stage):  # else the first process trains nothing either
+    if not _part_is_made(stage):  # else the first process trains nothing either
         run.scratch.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f"{stage.name}-rank-{rank}-", dir=run.scratch) as attempt:
             stage.make(stage.parts[0], Path(attempt))
@@ -40,10 +40,10 @@ def train_together(run: Run, stages: Sequence[Stage]) -> list[Artifact]:
         return run_stages(stages, executor, run.logs)
 
 
-def _part_stands(stage: Stage) -> bool:
+def _part_is_made(stage: Stage) -> bool:
     """Whether the trained part is already published: just what the first process finds when it begins."""
     part = stage.parts[0]
-    receipt = Artifact(stage.folder).standing(part.name)
+    receipt = Artifact(stage.folder).receipt(part.name)
     if receipt is None or receipt.fingerprint != stage.plan.fingerprint_of(part):
         return False
     return lost_file(stage.folder, receipt.files) is None

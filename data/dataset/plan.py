@@ -76,31 +76,31 @@ class FrozenPlan:
 
 
 def freeze_plan(folder: Path, source: "Source", settings: "DatasetSettings", seed: int) -> FrozenPlan:
-    """The plan of `source`: the standing one where nothing changed since, otherwise made now.
+    """The plan of `source`: the frozen one where nothing changed since, otherwise made now.
 
     Raises UserError when the source has no candidates or repeats one, and when it differs from the one that finished parts were
     made from: keys of existing shards would change meaning.
     """
     made_from = json.loads(json.dumps(_made_from(source, settings, seed)))
-    standing = _standing_plan(folder, made_from)
-    if standing is not None:
-        return standing
+    frozen = _frozen_plan(folder, made_from)
+    if frozen is not None:
+        return frozen
     _write_plan(folder, source, settings, seed, made_from)
     for note, count in sorted(source.notes.items()):
         print(f"note: {count} x {note}", file=sys.stderr)
-    standing = read_frozen(folder)
-    assert standing is not None
-    return standing
+    frozen = read_frozen(folder)
+    assert frozen is not None
+    return frozen
 
 
-def _standing_plan(folder: Path, made_from: Mapping[str, Any]) -> FrozenPlan | None:
+def _frozen_plan(folder: Path, made_from: Mapping[str, Any]) -> FrozenPlan | None:
     """The plan that stands, where it was made from the same; None where none stands that parts were made from."""
-    standing = read_frozen(folder)
-    if standing is not None and standing.made_from == made_from and (folder / PLAN_FILE).is_file():
-        return standing
+    frozen = read_frozen(folder)
+    if frozen is not None and frozen.made_from == made_from and (folder / PLAN_FILE).is_file():
+        return frozen
     if any((folder / "parts").glob("*.json")):
         raise UserError(
-            f"{folder / PLAN_FILE} is frozen and {_changed(standing, made_from)}; "
+            f"{folder / PLAN_FILE} is frozen and {_changed(frozen, made_from)}; "
             f"use another run.name, or delete {folder} to start over",
             Code.INPUT_CHANGED,
         )
@@ -315,8 +315,8 @@ def _made_from(source: "Source", settings: "DatasetSettings", seed: int) -> dict
     }  # fmt: skip
 
 
-def _changed(standing: FrozenPlan | None, made_from: Mapping[str, Any]) -> str:
+def _changed(frozen: FrozenPlan | None, made_from: Mapping[str, Any]) -> str:
     """What differs between then and now, in words."""
-    if standing is None:
+    if frozen is None:
         return "was made by an earlier version of the toolkit, without source.json"
-    return f"the source has changed since: {describe_change(standing.made_from, made_from)}"
+    return f"the source has changed since: {describe_change(frozen.made_from, made_from)}"

@@ -41,7 +41,7 @@ def frozen_retries(folder: Path) -> list[Retry]:
 
 def waiting_retries(dataset: Artifact) -> list[Retry]:
     """Frozen retry shards that are not downloaded yet."""
-    return [retry for retry in frozen_retries(dataset.folder) if dataset.standing(retry.name) is None]
+    return [retry for retry in frozen_retries(dataset.folder) if dataset.receipt(retry.name) is None]
 
 
 def freeze_retry(

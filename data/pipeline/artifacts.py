@@ -163,14 +163,14 @@ class Artifact:
         """Receipts in the manifest's order."""
         return [Receipt(**part) for part in self.manifest()["parts"]]
 
-    def standing(self, name: str) -> Receipt | None:
+    def receipt(self, name: str) -> Receipt | None:
         """The receipt of a part of an artifact that may be incomplete."""
         path = self.folder / "parts" / f"{name}.json"
         return Receipt.read(path) if path.exists() else None
 
     def part_digest(self, name: str) -> str | None:
         """Of the files of a standing part: the identity by which later parts refer to it. None where the part does not stand."""
-        receipt = self.standing(name)
+        receipt = self.receipt(name)
         return None if receipt is None else fingerprint(receipt.files)
 
     def part_digests(self) -> dict[str, str]:
@@ -199,10 +199,10 @@ class Artifact:
         for receipt in self.receipts():
             recorded |= receipt.files
             known.add(f"parts/{receipt.name}.json")
-            standing = self.standing(receipt.name)
-            if standing is None or standing != receipt:
+            found = self.receipt(receipt.name)
+            if found is None or found != receipt:
                 problems.append(
-                    f"{self.folder}/parts/{receipt.name}.json: receipt {'missing' if standing is None else 'differs from the manifest'}"
+                    f"{self.folder}/parts/{receipt.name}.json: receipt {'missing' if found is None else 'differs from the manifest'}"
                 )
         for relative, facts in recorded.items():
             path = self.folder / relative

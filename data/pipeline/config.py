@@ -6,6 +6,7 @@ nothing heavy, so that every front door checks the whole file before it starts h
 
 import difflib
 import json
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,6 +38,7 @@ class Section(Settings):
 
 
 S = TypeVar("S", bound=Section)
+_PASSWORD = re.compile(r"(://[^/@\s:]*:)[^/\s]+@")
 
 
 class Config:
@@ -111,6 +113,15 @@ def parse_config(tables: dict[str, Any], source: str) -> Config:
         if problem := load(check)(config):
             raise UserError(f"{source}: {problem}")
     return config
+
+
+def without_passwords(value: Any) -> Any:
+    """The same JSON value, with `***` for the passwords of its URLs: for what is shown or given away."""
+    if isinstance(value, Mapping):
+        return {key: without_passwords(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_passwords(inner) for inner in value]
+    return _PASSWORD.sub(r"\1***@", value) if isinstance(value, str) else value
 
 
 def section_model(name: str) -> type[Section]:

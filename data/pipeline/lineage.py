@@ -213,7 +213,7 @@ def graph(run: Run) -> list[Node]:
             lineage.why_stale(name),
             _drawn_from(lineage, name),
         )
-        for row, name, a in standing(run)
+        for row, name, a in artifacts_of(run)
     ]
 
 
@@ -224,7 +224,7 @@ def _drawn_from(lineage: Lineage, name: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*lineage.upstream(name), *own]))
 
 
-def standing(run: Run) -> Iterator[tuple[StageRow, str, Artifact]]:
+def artifacts_of(run: Run) -> Iterator[tuple[StageRow, str, Artifact]]:
     """(row, name, artifact) of everything that a run holds."""
     for row in stage_rows():
         for artifact in row.artifacts(run):

@@ -73,13 +73,13 @@ def run_stages(stages: Sequence[Stage], executor: Executor, logs: Path | None = 
             raise
 
 
-def stands(stage: Stage) -> bool:
+def is_current(stage: Stage) -> bool:
     """Whether the artifact is complete and just what the stage would make: then there is nothing to do."""
     artifact, plan = Artifact(stage.folder), stage.plan
     if not artifact.is_complete() or lost_file(stage.folder, artifact.manifest()["files"]):
         return False
     for part in plan.parts:
-        receipt = artifact.standing(part.name)
+        receipt = artifact.receipt(part.name)
         if receipt is None or receipt.fingerprint != plan.fingerprint_of(part):
             return False
         if lost_file(stage.folder, receipt.files):
@@ -100,7 +100,7 @@ def _prepare(stage: Stage) -> list[PartSpec]:
     if artifact.plan_json() != json.loads(json.dumps(plan.to_json())):
         publish_json(stage.folder / "plan.json", plan.to_json())
     boundary("plan")
-    missing = [part for part in plan.parts if artifact.standing(part.name) is None]
+    missing = [part for part in plan.parts if artifact.receipt(part.name) is None]
     if missing:
         artifact.manifest_path.unlink(missing_ok=True)
     return missing
@@ -130,7 +130,8 @@ class _Making:
         waiting, batches = missing, [missing]
         # A stage of one part shows what happens inside it, if anything (a training's steps).
         quiet = all(len(stage.parts) == 1 for stage, _ in missing)
-        with progress(", ".join(stages), len(missing), missing[0][0].unit, quiet=quiet) as bar:
+        what = stages[0] if len(stages) == 1 else f"{stages[0]} and {len(stages) - 1} more"
+        with progress(what, len(missing), missing[0][0].unit, quiet=quiet) as bar:
             while waiting:
                 waiting = [suspect for batch in batches for suspect in self._run(batch, bar)]
                 batches = [[suspect] for suspect in waiting]
@@ -274,7 +275,7 @@ def _discard_stale(artifact: Artifact, fingerprints: Mapping[str, str]) -> None:
 
 
 def _publish_manifest(stage: Stage, plan: Plan, artifact: Artifact) -> None:
-    receipts = [receipt for part in plan.parts if (receipt := artifact.standing(part.name))]
+    receipts = [receipt for part in plan.parts if (receipt := artifact.receipt(part.name))]
     lost = sorted({part.name for part in plan.parts} - {receipt.name for receipt in receipts})
     if lost:
         raise StageFailed(

@@ -17,7 +17,7 @@ from data.fetch.reasons import MEANING, Reason
 from data.pipeline.artifacts import Receipt, publish_bytes, sum_counts
 from data.pipeline.run import Run
 from data.pipeline.terminal import printable
-from data.reports.funnel import dropped_by, standing_views
+from data.reports.funnel import current_views, dropped_by
 from data.views.rules import MEANING as MEANING_OF_VIEWS
 from data.views.rules import in_words, rules_of
 
@@ -69,7 +69,7 @@ def refresh_card(run: Run) -> None:
 def view_lines(run: Run) -> list[str]:
     """Every rule of the views that are up to date: what it keeps, and how many pairs it dropped."""
     lines: list[str] = []
-    for name, view in standing_views(run):
+    for name, view in current_views(run):
         counts, dropped, made_with = view.manifest()["counts"], dropped_by(run, view), view.settings()
         words: dict[str, list[str]] = {}
         for rule in rules_of(made_with):

@@ -33,7 +33,7 @@ def finished_dataset(run: Run) -> Artifact:
     plan = run.dataset.plan_json()
     if run.dataset.is_complete() or plan is None:
         return run.dataset.require("make dataset")
-    receipts = [receipt for part in plan["parts"] if (receipt := run.dataset.standing(part["name"]))]
+    receipts = [receipt for part in plan["parts"] if (receipt := run.dataset.receipt(part["name"]))]
     if not receipts:
         raise UserError(
             f"{run.dataset.folder} is not complete: none of {len(plan['parts']):,} shards is finished yet; run `make dataset`"

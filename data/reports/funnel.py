@@ -46,7 +46,7 @@ def funnel_rows(run: Run) -> list[FunnelRow]:
         samples, pairs = (counts[f"dropped_{reason}_{unit}"] for unit in ("samples", "pairs"))
         rows.append(FunnelRow("download", reason, samples, pairs))
     rows.append(FunnelRow("stored", None, counts["stored_samples"], counts["stored_pairs"]))
-    for name, view in standing_views(run):
+    for name, view in current_views(run):
         rows += _view_rows(run, name, view, rows[-1])
     return rows
 
@@ -55,25 +55,25 @@ def funnel_notes(run: Run) -> list[str]:
     """What the numbers leave out, a line each: unfinished shards, views that are not up to date, and what never was a candidate."""
     dataset = finished_dataset(run)
     notes = [str(dataset)] if isinstance(dataset, FinishedShards) else []
-    standing = {name for name, _ in standing_views(run)}
+    current = {name for name, _ in current_views(run)}
     for name in VIEWS:
         view = run.view(name)
-        if name not in standing and (view.folder / "plan.json").exists():
+        if name not in current and (view.folder / "plan.json").exists():
             why = _why_not(run, name, view) or "the view before it is left out"
             notes.append(f"view {name} is left out: {why}; `make {MADE_BY[name]}` makes it again")
     plan = read_frozen(run.dataset.folder)
     return notes + [f"not a candidate: {n:,} x {printable(note)}" for note, n in (plan.notes if plan else {}).items()]
 
 
-def standing_views(run: Run) -> list[tuple[str, Artifact]]:
+def current_views(run: Run) -> list[tuple[str, Artifact]]:
     """Views in order, up to the first that is missing or of another dataset, whose numbers would not add up."""
-    standing: list[tuple[str, Artifact]] = []
+    current: list[tuple[str, Artifact]] = []
     for name in VIEWS:
         view = run.view(name)
         if _why_not(run, name, view):
             break
-        standing.append((name, view))
-    return standing
+        current.append((name, view))
+    return current
 
 
 def _why_not(run: Run, name: str, view: Artifact) -> str | None:
@@ -115,9 +115,9 @@ def funnel_text(rows: list[FunnelRow]) -> str:
 
 
 def shards_text(run: Run) -> str:
-    """One line a shard: planned, stored and why not, then what the standing views keep. The numbers of a retry say what it changed."""
+    """One line a shard: planned, stored and why not, then what the current views keep. The numbers of a retry say what it changed."""
     dataset = finished_dataset(run)
-    views = {name: {r.name: r.counts for r in view.receipts()} for name, view in standing_views(run)}
+    views = {name: {r.name: r.counts for r in view.receipts()} for name, view in current_views(run)}
     lines = ["shard   " + "".join(f"{name:>12}" for name in ("planned", "stored", *views)) + "  dropped samples"]
     for receipt in dataset.receipts():
         check_counts(receipt.counts)

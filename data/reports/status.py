@@ -83,7 +83,7 @@ def _lacking(artifact: Artifact) -> str | None:
     """Which part or file of an artifact is not there."""
     if not artifact.is_complete():
         parts = (artifact.plan_json() or {"parts": []})["parts"]
-        done = sum(artifact.standing(part["name"]) is not None for part in parts)
+        done = sum(artifact.receipt(part["name"]) is not None for part in parts)
         return f"{done} of {len(parts)} parts of {artifact.folder}"
     lost = _lost(artifact)
     return f"{lost} is missing or of another size than recorded" if lost else None

@@ -21,7 +21,7 @@ from data.pipeline.artifacts import Artifact, fingerprint
 from data.pipeline.executors import Executor
 from data.pipeline.lineage import Lineage
 from data.pipeline.run import Run
-from data.pipeline.runner import run_stage, stands
+from data.pipeline.runner import is_current, run_stage
 from data.pipeline.stage import Input, PartSpec, Stage
 from data.scores.near import Looks, first_linked, near_any_of, near_groups
 from data.scores.settings import DuplicatesSettings
@@ -67,7 +67,7 @@ def build_duplicates(run: Run, executor: Executor) -> Artifact:
     parts = [PartSpec(receipt.name, inputs, DuplicatesWork(answers)) for receipt in basic.receipts()]
     folder = run.scores("duplicates").folder
     stage = Stage("scores-duplicates", STAGE_VERSION, folder, shaping, parts, duplicates_part, movable=True)
-    if not stands(stage):
+    if not is_current(stage):
         compare_all(dataset, basic, settings, answers)
     artifact = run_stage(stage, executor, run.logs)
     shutil.rmtree(answers, ignore_errors=True)

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from data.dataset.ledger import stored_keys
 from data.dataset.shards import ShardReader
 from data.pipeline.artifacts import Artifact
-from data.pipeline.lineage import StageRow, standing
+from data.pipeline.lineage import StageRow, artifacts_of
 from data.pipeline.run import Run
 from data.views.reading import kept_pairs
 
@@ -47,7 +47,7 @@ def who_saw(run: Run, keys: frozenset[str], kept: Mapping[str, frozenset[str]]) 
     parts = _parts_of(run.dataset, stored)
     seen: list[Seen] = []
     names: set[str] = set()
-    for row, name, artifact in standing(run):
+    for row, name, artifact in artifacts_of(run):
         if name.startswith(VIEWS):  # they are made again at once, without them
             continue
         what = _by_rows(row, artifact, stored, parts) or _by_view(artifact, kept) or _by_inputs(artifact, names)
@@ -73,7 +73,7 @@ def _by_rows(row: StageRow, artifact: Artifact, stored: list[str], parts: Mappin
     if row.holds == "bytes":
         return f"its shards hold the bytes of {len(stored):,} of them"
     if row.holds == "rows by part":
-        held = [part for part in parts if artifact.standing(part) is not None]
+        held = [part for part in parts if artifact.receipt(part) is not None]
         n = sum(parts[part] for part in held)
         return (
             f"holds rows of {n:,} of them, in part{'s' if len(held) > 1 else ''} {', '.join(held[:8])}"

@@ -51,7 +51,7 @@ def retry(run: Run, reasons: frozenset[Reason], executor: Executor) -> str:
     if not new:
         return f"nothing to retry: no candidate failed with {', '.join(sorted(reasons))}"
     build_dataset(run, executor)
-    counts = [dataset.standing(retry.name) for retry in new]
+    counts = [dataset.receipt(retry.name) for retry in new]
     stored = sum(receipt.counts["stored_samples"] for receipt in counts if receipt is not None)
     rows = sum(len(read_plan(dataset.folder, int(retry.name), ["key"])) for retry in new)
     return f"retried {counted(rows, 'sample')} in {counted(len(new), 'new shard')}, stored now: {stored:,}"

@@ -20,14 +20,14 @@ def copies_to_drop(images: pa.Table, rules: Sequence[ScoreRule]) -> dict[str, st
     `split` and the columns of the rules (`unique = true`), which name groups or are null."""
     rank = pc.index_in(images["split"], pa.array(PROTECTED))
     images = images.append_column("rank", rank).sort_by([("rank", "ascending"), ("key", "ascending")])
-    standing = np.arange(len(images))
+    left = np.arange(len(images))
     dropped: dict[str, str] = {}
     for rule in rules:
         groups = images[rule.column].combine_chunks().dictionary_encode().indices
-        group = pc.fill_null(groups, -1).to_numpy(zero_copy_only=False)[standing]
+        group = pc.fill_null(groups, -1).to_numpy(zero_copy_only=False)[left]
         alone = group < 0
         _, first = np.unique(group[~alone], return_index=True)
-        later = np.delete(standing[~alone], first)
+        later = np.delete(left[~alone], first)
         dropped.update(dict.fromkeys(images["key"].take(later).to_pylist(), rule.reason))
-        standing = np.setdiff1d(standing, later, assume_unique=True)
+        left = np.setdiff1d(left, later, assume_unique=True)
     return dropped

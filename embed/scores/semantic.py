@@ -23,7 +23,7 @@ from data.pipeline.artifacts import Artifact, Receipt, fingerprint, publish_json
 from data.pipeline.executors import Executor
 from data.pipeline.lineage import Lineage
 from data.pipeline.run import Run
-from data.pipeline.runner import run_stage, stands
+from data.pipeline.runner import is_current, run_stage
 from data.pipeline.stage import Input, PartSpec, Stage
 from data.scores.duplicates import PROTECTED
 from embed.reading.reader import EmbeddingReader
@@ -89,7 +89,7 @@ def build_semantic(run: Run, settings: SemanticSettings, cached: Sequence[CacheP
     stage = Stage(
         "scores-semantic", STAGE_VERSION, run.scores("semantic").folder, shaping, parts, semantic_part, finish
     )
-    if not stands(stage):
+    if not is_current(stage):
         compare_images(EmbeddingReader(run.embeddings, view, vectors=("image",)), settings, run.seed, found)
     artifact = run_stage(stage, executor, run.logs)
     shutil.rmtree(found, ignore_errors=True)

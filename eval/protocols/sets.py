@@ -63,7 +63,7 @@ class Sets:
         settings, source, prompts = run.config[EvalSettings], RealSource.of(run), read_prompts(prompt_set)
         real, side = source.open(), image_side(run)
         # As many as a system has: the small-n bias of its distances is then that of the real row too.
-        wanted = len(prompts) * settings.captions.samples
+        wanted = len(prompts) * settings.captions.images
         reference, extra = split_real(real, prompts, settings.reference_images, wanted, run.seed)
         own = [p.caption_key for p in prompts]
         chosen = {"reference": reference, "real": own + extra, "prompts": own}

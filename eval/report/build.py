@@ -13,7 +13,7 @@ from typing import Any
 from data.dataset.settings import DatasetSettings
 from data.generations import find_generations
 from data.pipeline.artifacts import Artifact, publish_bytes, publish_json, read_json
-from data.pipeline.config import Config
+from data.pipeline.config import Config, without_passwords
 from data.pipeline.cost import SUMMARY
 from data.pipeline.executors import InProcess
 from data.pipeline.lineage import Lineage
@@ -88,7 +88,7 @@ def make_report(spec: PartSpec, attempt: Path) -> dict[str, int]:
         "cost": optional_json(run.logs / SUMMARY, "record of the run's cost"),
         "lineage": [asdict(node) for node in lineage_nodes(run) if node.name != REPORT],
         "artifacts": artifact_digests(run),
-        "config": run.config.to_dict(),
+        "config": without_passwords(run.config.to_dict()),
         "provenance": provenance(),
     }
     publish_json(attempt / JSON_FILE, finite(report))

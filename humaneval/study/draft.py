@@ -20,7 +20,7 @@ from humaneval.study.wording import CAPTION_SHOWN
 
 @dataclass(frozen=True)
 class Source:
-    """One system's generated images for one prompt set: rows of `index.parquet` by prompt, then by `sample_index` (the number of
+    """One system's generated images for one prompt set: rows of `index.parquet` by prompt, then by `image_index` (the number of
     the image among those of its prompt). `arm` is "a" or "b"."""
 
     arm: str
@@ -31,7 +31,7 @@ class Source:
     def read(cls, arm: str, artifact: Artifact) -> "Source":
         prompts: dict[str, dict[int, Mapping[str, Any]]] = {}
         for row in read_generations(artifact).to_pylist():
-            prompts.setdefault(row["prompt_id"], {})[row["sample_index"]] = row
+            prompts.setdefault(row["prompt_id"], {})[row["image_index"]] = row
         return cls(arm, artifact, prompts)
 
     def path(self, row: Mapping[str, Any]) -> Path:

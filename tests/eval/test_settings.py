@@ -14,7 +14,7 @@ def config(samples: int, split: dict, **settings: object) -> None:
 
 
 def captions(n: int) -> dict:
-    return {"captions": n, "samples": 2}
+    return {"captions": n, "images": 2}
 
 
 def test_more_captions_than_can_be_held_out_are_refused_at_once():
@@ -23,7 +23,7 @@ def test_more_captions_than_can_be_held_out_are_refused_at_once():
     ):
         config(1000, {"val": 0.05, "test": 0.05}, captions=captions(500))
     with pytest.raises(UserError, match="eval.grids.captions = 21, .* at most 20"):
-        config(20, {"val": 0.4, "test": 0.4}, grids={"captions": 21, "samples": 16})
+        config(20, {"val": 0.4, "test": 0.4}, grids={"captions": 21, "images": 16})
     with pytest.raises(UserError, match="at most 0 are held out"):
         config(1000, {"val": 0.0, "test": 0.0}, captions=captions(5))
 

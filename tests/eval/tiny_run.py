@@ -155,7 +155,7 @@ def make_run(folder: Path, systems: dict | None = None, **settings: object) -> R
         "run": {"name": "tiny", "folder": str(folder), "seed": 3},
         "dataset": {"scenes": {"samples": N}, "split": {"val": 0.25, "test": 0.25}},
         "eval": {
-            "captions": {"captions": 44, "samples": 2, "two_object": 4}, "grids": {"captions": 3, "samples": 16},
+            "captions": {"captions": 44, "images": 2, "two_object": 4}, "grids": {"captions": 3, "images": 16},
             "guidance": [1.0, 2.0], "reference_images": 150, "bootstrap_draws": 200,
             "attributes": {"scenes": 180, "held_out": 60, "steps": 60, "batch": 32, "width": 8}, **settings,
         },

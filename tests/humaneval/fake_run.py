@@ -75,7 +75,7 @@ def write_noise(spec: PartSpec, attempt: Path) -> dict[str, int]:
             rows.append(
                 {
                     "image_id": f"p{p}-{i:02d}", "prompt_id": f"p{p}", "caption": caption, "caption_key": "",
-                    "system": work.system, "seed": 0, "sample_index": i, "guidance_prior": 1.0,
+                    "system": work.system, "seed": 0, "image_index": i, "guidance_prior": 1.0,
                     "guidance_decoder": GUIDANCE, "steps": 2, "file": file, "sha256": hashlib.sha256(content).hexdigest(),
                     "width": work.side, "height": work.side,
                 }

@@ -31,7 +31,7 @@ SUITED: list[tuple[dict[str, Any] | None, dict[str, Any]]] = [
     ({"system_a": arm("unclip"), "system_b": arm("glide")}, {"eval": {"guidance": [1.0, 3.0], "grid_guidance": 3.0}}),
     ({"system_a": arm("unclip", 4.0), "system_b": arm("glide", 1.0), "questions": PAIRS_ONLY}, {}),
     ({"questions": GRIDS_ONLY}, {"eval": {"guidance": [1.0, 3.0]}}),
-    ({"questions": PAIRS_ONLY}, {"eval": {"grids": {"captions": 4, "samples": 2}}}),
+    ({"questions": PAIRS_ONLY}, {"eval": {"grids": {"captions": 4, "images": 2}}}),
     ({"questions": {"photorealism": 340, "diversity": 20}}, {}),
     ({"prompt_set": "grids", "questions": {"photorealism": 20}}, {"eval": {"guidance": [1.0, 3.0]}}),
     (None, {"systems": {"other": {"decoder": "glide"}, "unclip": {"prior": "prior", "decoder": "decoder"}}}),
@@ -50,8 +50,8 @@ REFUSED: list[tuple[dict[str, Any] | None, dict[str, Any], str]] = [
     ({"system_a": arm("glide")}, {}, "both glide at guidance 2; compare two"),
     ({"questions": {"caption_similarity": 341}}, {}, "caption_similarity = 341, but eval.captions.captions = 340"),
     ({"questions": {"diversity": 21}}, {}, "diversity = 21, but eval.grids.captions = 20"),
-    (None, {"eval": {"grids": {"captions": 20, "samples": 15}}}, "eval.grids.samples = 15"),
-    ({"grid_prompt_set": "captions"}, {}, "eval.captions.samples = 2"),
+    (None, {"eval": {"grids": {"captions": 20, "images": 15}}}, "eval.grids.images = 15"),
+    ({"grid_prompt_set": "captions"}, {}, "eval.captions.images = 2"),
     ({"prompt_set": "coco"}, {}, "humaneval.prompt_set is 'coco'; eval draws the prompt sets captions and grids"),
 ]  # fmt: skip
 

@@ -6,7 +6,7 @@ import pytest
 
 from data.dataset.settings import DatasetSettings
 from data.pipeline.cli import Command, front_door
-from data.pipeline.config import load_config, parse_config
+from data.pipeline.config import load_config, parse_config, without_passwords
 from data.pipeline.errors import UserError
 from data.pipeline.settings import ClusterSettings, RunSettings
 from tests.conftest import REPOSITORY
@@ -114,3 +114,14 @@ def test_run_folder_of_another_config_is_refused(tmp_path: Path) -> None:
     Run.open(config(6, workers=2))  # type: ignore[arg-type]  # where to run never matters
     with pytest.raises(UserError, match=r"dataset.scenes.samples was 6 .* says 5; use another run.name"):
         Run.open(config(5))  # type: ignore[arg-type]
+
+
+def test_passwords_of_urls_are_not_shown() -> None:
+    shown = without_passwords(
+        {"humaneval": {"database": "postgresql+psycopg://rater:p@ss:w@db.example/x", "n": 3}, "l": ["http://h/a@b"]}
+    )
+    assert shown == {
+        "humaneval": {"database": "postgresql+psycopg://rater:***@db.example/x", "n": 3},
+        "l": ["http://h/a@b"],
+    }
+    assert without_passwords("see https://example.org/a:b@c") == "see https://example.org/a:b@c"

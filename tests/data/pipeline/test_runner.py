@@ -3,19 +3,21 @@
 import errno
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from data.pipeline.artifacts import Artifact, Receipt, publish_bytes
-from data.pipeline.errors import DiskFull, StageFailed, UserError
+from data.pipeline.errors import Code, DiskFull, StageFailed, UserError
 from data.pipeline.executors import InProcess
-from data.pipeline.runner import MAX_DEATHS, run_stage
+from data.pipeline.runner import MAX_DEATHS, is_current, run_stage, run_stages
 from data.pipeline.stage import Input, PartSpec, Stage
 from tests.conftest import tree_bytes
 
@@ -119,7 +121,7 @@ def test_a_failed_part_is_named_and_the_rest_is_made(tmp_path: Path) -> None:
         run_stage(stage(tmp_path / "a", make=fail_or_write), InProcess(), tmp_path / "logs")
     artifact = Artifact(tmp_path / "a")
     assert not artifact.is_complete()
-    assert [artifact.standing(f"{i:05d}") is not None for i in range(3)] == [True, False, True]
+    assert [artifact.receipt(f"{i:05d}") is not None for i in range(3)] == [True, False, True]
     assert "this part is bad" in (tmp_path / "logs" / "test.jsonl").read_text()
     run_stage(stage(tmp_path / "a"), InProcess())
     assert artifact.verify() == []
@@ -197,7 +199,7 @@ def test_a_part_that_kills_its_worker_is_reported_and_the_rest_is_made(tmp_path:
     with pytest.raises(StageFailed, match=rf"part 00001: its worker died {MAX_DEATHS} times"):
         run_stage(stage(tmp_path / "a", n=4, make=die_or_write), executor)
     artifact = Artifact(tmp_path / "a")
-    assert [artifact.standing(f"{i:05d}") is not None for i in range(4)] == [True, False, True, True]
+    assert [artifact.receipt(f"{i:05d}") is not None for i in range(4)] == [True, False, True, True]
 
 
 def test_publish_leaves_the_old_file_when_writing_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,3 +258,45 @@ def test_a_missing_or_cut_file_of_the_whole_artifact_is_written_again(tmp_path: 
         run_stage(stage(tmp_path / "a", finish=finish, work={"diary": str(diary)}), InProcess())
         assert tree_bytes(artifact.folder) == before and artifact.verify() == []
     assert len(calls(diary)) == 3
+
+
+def test_stages_side_by_side_complete_though_one_fails(tmp_path: Path) -> None:
+    """A failing part of one stage costs the others nothing, and is told with its stage."""
+    good, bad = stage(tmp_path / "good"), replace(stage(tmp_path / "bad", make=fail_or_write), name="bad")
+    with pytest.raises(StageFailed, match=r"^bad: 1 of 3 parts failed") as error:
+        run_stages([good, bad], InProcess())
+    assert error.value.code == Code.PARTS_FAILED
+    assert is_current(good) and not is_current(bad)
+    done = run_stages([good, replace(bad, make=write_part)], InProcess())
+    assert [artifact.verify() for artifact in done] == [[], []]
+
+
+def test_a_stage_is_current_until_anything_of_it_changes(tmp_path: Path) -> None:
+    made = stage(tmp_path / "a")
+    assert not is_current(made)
+    run_stage(made, InProcess())
+    assert is_current(made)
+    assert not is_current(stage(tmp_path / "a", inputs={1: "other"}))
+    assert not is_current(stage(tmp_path / "a", version=2))
+    (tmp_path / "a" / "shards" / "00001.txt").write_text("")
+    assert not is_current(made)
+
+
+def test_what_an_input_is_called_is_not_hashed_and_its_digest_is(tmp_path: Path) -> None:
+    def plan(of: str, digest: str) -> str:
+        part = PartSpec("00000", (Input(of, digest),))
+        return Stage("s", 1, tmp_path, {}, [part], write_part).plan.fingerprint_of(part)
+
+    assert plan("dataset:00000", "a") == plan("shards:00000", "a") != plan("dataset:00000", "b")
+
+
+def test_a_movable_stage_discards_parts_of_other_settings(tmp_path: Path) -> None:
+    run_stage(stage(tmp_path / "a", settings={"t": 1}, movable=True), InProcess())
+    moved = run_stage(stage(tmp_path / "a", settings={"t": 2}, movable=True), InProcess())
+    assert moved.settings() == {"t": 2} and moved.verify() == []
+
+
+def test_errors_keep_their_code_on_the_way_from_a_worker() -> None:
+    found = pickle.loads(pickle.dumps(UserError("other config", Code.OTHER_CONFIG)))  # noqa: S301
+    assert (str(found), found.code, found.exit_status) == ("other config", Code.OTHER_CONFIG, 2)
+    assert pickle.loads(pickle.dumps(StageFailed("x"))).code == Code.PARTS_FAILED  # noqa: S301

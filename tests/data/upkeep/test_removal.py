@@ -174,7 +174,7 @@ def test_removal_leaves_views_and_names_what_saw_the_samples(run: Run) -> None:
     assert "scores/basic: holds rows of 1 of them, in part 00000" in text
     assert "models/prior: was made from a view that kept 1 of them" in text
     assert "generations/unclip/x: was made with models/prior, which saw them" in text
-    only_other_parts = [run.view("base").standing(f"{i:05d}") for i in range(3)]
+    only_other_parts = [run.view("base").receipt(f"{i:05d}") for i in range(3)]
     assert all(receipt is not None for receipt in only_other_parts)
     # The view that the model saw is gone now: whatever was made from it is named for any further key.
     assert "models/prior: may have seen them" in "\n".join(

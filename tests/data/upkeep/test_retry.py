@@ -85,7 +85,7 @@ def test_counts_of_a_retry_are_changes(web: Web, tmp_path: Path) -> None:
     build_dataset(run, InProcess())
     web.broken = {2: 404, 5: 404}
     again(run)
-    receipt = run.dataset.standing("00003")
+    receipt = run.dataset.receipt("00003")
     assert receipt is not None
     assert {name: n for name, n in receipt.counts.items() if n} == {
         "dropped_http_5xx_samples": -2, "dropped_http_5xx_pairs": -4, "dropped_http_4xx_samples": 1, "dropped_http_4xx_pairs": 2,
@@ -217,7 +217,7 @@ def test_the_breaker_stops_inside_a_shard_and_over_shards(web: Web, tmp_path: Pa
     over = Run.open(config(tmp_path / "over", web, rows=60, samples_per_shard=5, fetch=fetch))
     with pytest.raises(SuccessCollapsed, match="http_5xx"):
         build_dataset(over, InProcess())
-    standing = [name for name in (f"{i:05d}" for i in range(12)) if over.dataset.standing(name)]
+    standing = [name for name in (f"{i:05d}" for i in range(12)) if over.dataset.receipt(name)]
     assert standing == ["00000", "00001", "00002", "00003"], "what is complete is kept, the rest was not asked for"
     assert web.asked.total() == 20
     web.limit = None

@@ -1,4 +1,4 @@
-"""The reader: every row by number and by key, and an order of the rows that seed and epoch decide (feeding it: tests/training/test_feed.py)."""
+"""The reader: every row by number and by key, and an order of the rows that seed and epoch decide (feeding it: tests/training/loop/test_feed.py)."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import fields

@@ -31,7 +31,7 @@ from eval.real_images import RealImages, RealSource, ranked
 from eval.settings import EvalSettings, PromptSetSettings
 from tests.eval.tiny_run import HOSTILE, FakeSystem, make_run, train
 
-SMALL = {"captions": 12, "samples": 2, "two_object": 2}
+SMALL = {"captions": 12, "images": 2, "two_object": 2}
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def real(run):
 
 
 def test_prompts_are_held_out_distinct_and_name_what_is_asked(real):
-    prompts = choose_prompts(real, "captions", PromptSetSettings(captions=40, samples=2, two_object=5), seed=3)
+    prompts = choose_prompts(real, "captions", PromptSetSettings(captions=40, images=2, two_object=5), seed=3)
     assert {p.split for p in prompts} == {"test"}
     assert len({p.caption for p in prompts}) == len({p.caption_key for p in prompts}) == 40
     assert sorted(p.objects for p in prompts) == [1] * 35 + [2] * 5
@@ -57,13 +57,13 @@ def test_prompts_are_held_out_distinct_and_name_what_is_asked(real):
 
 
 def test_validation_images_follow_when_the_test_split_is_used_up(real):
-    prompts = choose_prompts(real, "captions", PromptSetSettings(captions=90, samples=1), seed=3)
+    prompts = choose_prompts(real, "captions", PromptSetSettings(captions=90, images=1), seed=3)
     assert {p.split for p in prompts} == {"test", "val"}
 
 
 def test_the_choice_depends_on_seed_and_name_and_a_larger_set_extends_a_smaller_one(real):
     def ids(n: int, name: str = "a", seed: int = 0) -> set[str]:
-        return {p.prompt_id for p in choose_prompts(real, name, PromptSetSettings(captions=n, samples=1), seed)}
+        return {p.prompt_id for p in choose_prompts(real, name, PromptSetSettings(captions=n, images=1), seed)}
 
     assert ids(20) == ids(20)
     assert ids(10) < ids(20)
@@ -76,7 +76,7 @@ def test_too_few_captions_are_counted_out(real):
         UserError,
         match=r"needs 500 distinct held-out captions of 1 object that name colour and background, there are \d+ \(90 test and 90 val",
     ):
-        choose_prompts(real, "captions", PromptSetSettings(captions=500, samples=1), seed=0)
+        choose_prompts(real, "captions", PromptSetSettings(captions=500, images=1), seed=0)
 
 
 def test_names_all_looks_at_every_object():
@@ -91,7 +91,7 @@ def test_prompts_survive_their_file(run, real):
 
 
 def test_a_set_of_many_prompts_has_a_part_for_each_batch_of_images(run, real):
-    settings = PromptSetSettings(captions=40, samples=2, two_object=4)
+    settings = PromptSetSettings(captions=40, images=2, two_object=4)
     artifact = run_stage(prompts_stage(run, RealSource.of(run), "many", settings), InProcess())
     assert read_prompts(artifact) == choose_prompts(real, "many", settings, run.seed)
     sizes = [len(read_part(part_path(artifact, name))) for name in artifact.part_digests()]
@@ -99,7 +99,7 @@ def test_a_set_of_many_prompts_has_a_part_for_each_batch_of_images(run, real):
 
 
 def job_of(system: FakeSystem, guidance: float = 1.0) -> GenerationJob:
-    return GenerationJob(system, "captions", guidance, samples_per_prompt=2, seed=3)
+    return GenerationJob(system, "captions", guidance, images_per_prompt=2, seed=3)
 
 
 def draw(run: Run, *jobs: GenerationJob) -> list[Artifact]:
@@ -116,9 +116,9 @@ def test_images_are_indexed_and_made_once(run):
     assert len(rows) == 24 and artifact.verify() == []
     assert [r["image_id"] for r in rows] == sorted(r["image_id"] for r in rows)
     for row in rows:
-        assert row["image_id"] == f"{row['prompt_id']}-{row['sample_index']:02d}"
+        assert row["image_id"] == f"{row['prompt_id']}-{row['image_index']:02d}"
         assert sha256_file(artifact.folder / row["file"]) == row["sha256"]
-        assert row["seed"] == image_seed(3, row["prompt_id"], row["sample_index"])
+        assert row["seed"] == image_seed(3, row["prompt_id"], row["image_index"])
         assert (row["guidance_decoder"], row["steps"], row["width"]) == (1.0, 5, 16)
         assert row["guidance_prior"] is None or math.isnan(row["guidance_prior"])
     assert find_generations(run.folder, "unclip", "captions", 1.0).folder == artifact.folder
@@ -152,7 +152,7 @@ def test_seeds_are_keyed_and_never_positional():
 def test_other_settings_make_another_artifact():
     system = FakeSystem("unclip", True)
     assert job_of(system, 1.0).folder != job_of(system, 2.0).folder
-    assert job_of(system).folder != replace(job_of(system), samples_per_prompt=3).folder
+    assert job_of(system).folder != replace(job_of(system), images_per_prompt=3).folder
 
 
 def test_a_retrained_model_makes_its_images_anew(run):
@@ -176,7 +176,7 @@ def test_a_retrained_model_makes_its_images_anew(run):
 
 def test_two_folders_of_the_same_images_are_refused(run):
     job = job_of(FakeSystem("unclip", True), 8.0)
-    folders = [a.folder.name for a in draw(run, job, replace(job, samples_per_prompt=1, guidance=8.0))]
+    folders = [a.folder.name for a in draw(run, job, replace(job, images_per_prompt=1, guidance=8.0))]
     with pytest.raises(UserError, match="delete the outdated one") as error:
         find_generations(run.folder, "unclip", "captions", 8.0)
     assert all(name in str(error.value) for name in folders)

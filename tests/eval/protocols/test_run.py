@@ -184,7 +184,7 @@ def test_what_is_missing_names_the_command(tmp_path):
     assert error.value.code == Code.MISSING
 
 
-FEW = {"captions": 8, "samples": 1}
+FEW = {"captions": 8, "images": 1}
 
 
 def test_one_image_a_caption_and_images_of_replaced_weights(tmp_path):
