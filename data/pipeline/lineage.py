@@ -219,7 +219,11 @@ def graph(run: Run) -> list[Node]:
 
 def _drawn_from(lineage: Lineage, name: str) -> tuple[str, ...]:
     """Artifacts that an artifact was made from, also where it recorded a fact that an artifact tells (the identity of the run's CLIP)."""
-    told = [of[1:] for of in lineage.made_from(name) if of.startswith("@") and row_of(of[1:])]
+    try:
+        inputs = lineage.made_from(name)
+    except UserError:  # of a version that named them otherwise: its node says so
+        return ()
+    told = [of[1:] for of in inputs if of.startswith("@") and row_of(of[1:])]
     own = [other for other in told if lineage.run.artifact(other).is_complete()]
     return tuple(dict.fromkeys([*lineage.upstream(name), *own]))
 

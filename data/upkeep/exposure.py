@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from data.dataset.ledger import stored_keys
 from data.dataset.shards import ShardReader
 from data.pipeline.artifacts import Artifact
+from data.pipeline.errors import UserError
 from data.pipeline.lineage import StageRow, artifacts_of
 from data.pipeline.run import Run
 from data.views.reading import kept_pairs
@@ -50,7 +51,7 @@ def who_saw(run: Run, keys: frozenset[str], kept: Mapping[str, frozenset[str]]) 
     for row, name, artifact in artifacts_of(run):
         if name.startswith(VIEWS):  # they are made again at once, without them
             continue
-        what = _by_rows(row, artifact, stored, parts) or _by_view(artifact, kept) or _by_inputs(artifact, names)
+        what = _by_rows(row, artifact, stored, parts) or _by_lineage(artifact, kept, names)
         if what:
             seen.append(Seen(name, what, row.remedy))
             names.add(name)
@@ -96,13 +97,23 @@ def _rows_in(folder: Path, stored: list[str]) -> str | None:
 
 
 def _inputs(artifact: Artifact) -> dict[str, str]:
-    """Artifact -> digest, of everything that any part was made from (parts of artifacts by the artifact's name)."""
+    """Artifact -> digest, of everything that any part was made from (parts of artifacts by the artifact's name). Raises UserError for
+    a plan of an earlier version of the toolkit."""
     return {of.partition(":")[0]: digest for inputs in artifact.inputs().values() for of, digest in inputs}
 
 
-def _by_view(artifact: Artifact, kept: Mapping[str, frozenset[str]]) -> str | None:
+def _by_lineage(artifact: Artifact, kept: Mapping[str, frozenset[str]], seen: set[str]) -> str | None:
+    """Whether what the artifact was made from has seen any."""
+    try:
+        inputs = _inputs(artifact)
+    except UserError:
+        return "may have seen them: a version of the toolkit made it that recorded its inputs otherwise"
+    return _by_view(inputs, kept) or _by_inputs(inputs, seen)
+
+
+def _by_view(inputs: Mapping[str, str], kept: Mapping[str, frozenset[str]]) -> str | None:
     """Whether the view that the artifact was made from kept any; a view that is gone may have."""
-    for name, digest in _inputs(artifact).items():
+    for name, digest in inputs.items():
         if not name.startswith(VIEWS):
             continue
         if digest not in kept:
@@ -112,8 +123,8 @@ def _by_view(artifact: Artifact, kept: Mapping[str, frozenset[str]]) -> str | No
     return None
 
 
-def _by_inputs(artifact: Artifact, seen: set[str]) -> str | None:
+def _by_inputs(inputs: Mapping[str, str], seen: set[str]) -> str | None:
     """Whether the artifact was made from one that saw them. What is made from the dataset itself or from the cache reads them
     through a view, or holds rows of its own."""
-    through = [name for name in _inputs(artifact) if name in seen and name not in ("dataset", "embeddings")]
+    through = [name for name in inputs if name in seen and name not in ("dataset", "embeddings")]
     return f"was made with {through[0]}, which saw them" if through else None
