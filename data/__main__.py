@@ -126,7 +126,9 @@ def status(config: Config, arguments: argparse.Namespace) -> None:
         print(note)
     command = next_command(statuses)
     other = next((f" RUN={run.folder.name}" for text in arguments.overrides if text.startswith("run.name=")), "")
-    print(f"next: {command} CONFIG={config.source}{other}" if command else "everything is complete")
+    stale = ", ".join(line.name for line in statuses if line.state == "stale")
+    done = f"nothing is missing; stale: {stale}" if stale else "everything is complete"
+    print(f"next: {command} CONFIG={config.source}{other}" if command else done)
 
 
 def funnel(config: Config, arguments: argparse.Namespace) -> None:
@@ -252,7 +254,6 @@ def cost(config: Config, _: argparse.Namespace) -> None:
 
     run = Run(config)
     print(cost_text(read_costs(run.logs)))
-    print(f"wrote {run.logs / 'cost.json'}")
 
 
 COMMANDS = (

@@ -1,38 +1,37 @@
-"""The stages of this room, and the facts that their parts are made from and that no artifact holds."""
+"""The stages of this room."""
 
 from data.dataset.build import refuse_changed_source
-from data.dataset.plan import read_frozen
-from data.dataset.retries import frozen_retries
+from data.pipeline.errors import UserError
 from data.pipeline.lineage import StageRow
 from data.pipeline.run import Run
-from data.views.removal import removed_digest
+from data.views.removal import keeps_removed
 
-__all__ = ["STAGES", "planned_rows_digest", "removed_digest", "untold"]
+SCORES = "delete it, or reshard and run `make dataset embeddings` there"
+AT_ONCE = "it is made again at once, without them"
 
-_AT_ONCE = "it is made again at once, without them"
-_SCORES = "delete it, or reshard and run `make dataset embeddings` there"
+
+def input_changed(run: Run) -> str | None:
+    """What changed in the user's own files since the dataset was planned from them."""
+    try:
+        refuse_changed_source(run)
+        return None
+    except UserError as error:
+        return str(error)
+
+
 STAGES = (
     StageRow(
         "dataset", "make dataset", "python -m data reshard --view base --to NAME, then delete this run's folder",
-        holds="bytes", costly=("@source",), precious=True,
+        holds="bytes", input_changed=input_changed, precious=True,
     ),
-    StageRow("scores/basic", "make dataset", _SCORES, follows="dataset", holds="rows by part"),
-    StageRow("scores/duplicates", "make dataset", _SCORES, settings="views.duplicates", holds="rows by part"),
-    StageRow("views/base", "make dataset", _AT_ONCE, follows="dataset", settings="views.base"),
-    StageRow("views/train", "make embeddings", _AT_ONCE, follows="dataset", settings="views.train", after="scores/semantic"),
+    StageRow("scores/basic", "make dataset", SCORES, follows="dataset", holds="rows by part"),
+    StageRow("scores/duplicates", "make dataset", SCORES, settings="views.duplicates", holds="rows by part"),
+    StageRow("views/base", "make dataset", AT_ONCE, follows="dataset", settings="views.base"),
+    StageRow("views/train", "make embeddings", AT_ONCE, follows="dataset", settings="views.train", after="scores/semantic"),
+    # Of somebody's own code: no config asks for them, and they record what they like.
+    StageRow("scores/*", "make embeddings", SCORES, asked_for=lambda config: False, holds="rows by part", after="views/train"),
+    StageRow(
+        "views/*", "make embeddings", "delete it and make it again", asked_for=lambda config: False, holds="keys",
+        check=keeps_removed, after="scores/*",
+    ),
 )  # fmt: skip
-
-
-def planned_rows_digest(run: Run, part: str) -> str | None:
-    """The fact `@source:<part>`: of the plan's rows for a part of the dataset, where the user's files are still those of the plan.
-
-    Raises UserError saying what changed in them."""
-    refuse_changed_source(run)
-    folder = run.dataset.folder
-    frozen = read_frozen(folder)
-    planned = dict(enumerate(frozen.shards)) if frozen is not None else {}
-    return planned.get(int(part)) or next((r.digest for r in frozen_retries(folder) if r.name == part), None)
-
-
-def untold(run: Run, part: str) -> None:
-    """A fact that nobody can tell without making the artifact again; what it follows from is among the other inputs."""

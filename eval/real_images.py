@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.dataset.shards import ShardReader
-from data.pipeline.artifacts import Artifact
+from data.pipeline.artifacts import Artifact, fingerprint
 from data.pipeline.lineage import Lineage
 from data.pipeline.progress import progress
 from data.pipeline.run import Run
@@ -100,13 +100,18 @@ def read_pixels(reader: ShardReader, keys: Sequence[str], side: int) -> NDArray[
 
 @dataclass(frozen=True)
 class RealSet:
-    """Stored images by key, each its own group. The keys follow from `inputs` (and settings), which stand for them."""
+    """Stored images by key, each its own group, brought to `side` pixels. `sources` are what they come from."""
 
     name: str
     dataset: Path
     keys: tuple[str, ...]
     side: int
-    inputs: tuple[Input, ...]
+    sources: tuple[Input, ...]
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        """The sources, and which of their images at which side."""
+        return (*self.sources, Input("@images", fingerprint([self.side, list(self.keys)])))
 
     def load(self) -> Images:
         keys = list(self.keys)

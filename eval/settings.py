@@ -74,7 +74,20 @@ class EvalSettings(Section):
 
     def scales(self, prompt_set: str) -> tuple[float, ...]:
         """The decoder's guidance scales at which a prompt set is drawn."""
-        return self.guidance if prompt_set == "captions" else (self.grid_guidance,)
+        scales = getattr(self, self.scales_key(prompt_set))
+        return scales if isinstance(scales, tuple) else (scales,)
+
+    def scales_key(self, prompt_set: str) -> str:
+        """The setting that says so."""
+        return "guidance" if prompt_set == "captions" else "grid_guidance"
+
+    @property
+    def is_asked_for(self) -> bool:
+        """Whether the config says anything of evaluation. A resolved config says everything of everything, where its user may have been
+        silent: of one that says all there is, only what differs from the defaults counts."""
+        said = self.model_fields_set - set(self.volatile)
+        silent = {name for name, field in type(self).model_fields.items() if field.default is not None} - said
+        return bool(said) and (bool(silent) or self != EvalSettings(label=self.label))
 
     @model_validator(mode="after")
     def _scales_are_usable(self) -> "EvalSettings":
@@ -89,18 +102,18 @@ def problem_between_sections(config: Config) -> str | None:
     """Why the dataset cannot give the captions that `[eval]` asks for, in one line; None when it can, or when only making it tells.
 
     Each caption of a prompt set is of another held-out image, so where every sample is a scene their number bounds the prompt sets
-    before anything is drawn. Prompt sets that are left at their defaults are not judged: a config may be about the data alone."""
+    before anything is drawn. A config that says nothing of evaluation is not judged: it may be about the data alone."""
     return next(_problems(config), None)
 
 
 def _problems(config: Config) -> Iterator[str]:
     scenes, split = config.at("dataset.scenes"), config.at("dataset.split")
-    if scenes is None:
+    if scenes is None or not config[EvalSettings].is_asked_for:
         return
     share = split.val + split.test
     most = _held_out_at_most(scenes.samples, share)
     for name, prompt_set in config[EvalSettings].prompt_sets.items():
-        if prompt_set != EvalSettings.model_fields[name].default and prompt_set.captions > most:
+        if prompt_set.captions > most:
             yield (
                 f"eval.{name}.captions = {prompt_set.captions}, each of another held-out image, but of dataset.scenes.samples = "
                 f"{scenes.samples} at dataset.split.val + test = {share:g} at most {most} are held out: "

@@ -1,16 +1,20 @@
-"""The stages of this room, and the fact that its report is made from and that no artifact holds."""
+"""The stages of this room, what makes one stale besides its inputs, and the fact that its report is made from and that no artifact
+holds."""
+
+from dataclasses import dataclass
+from typing import Any
 
 from data.dataset.settings import DatasetSettings
-from data.pipeline.artifacts import fingerprint, sha256_file
+from data.pipeline.artifacts import fingerprint, read_json, sha256_file
 from data.pipeline.config import Config
-from data.pipeline.lineage import StageRow
+from data.pipeline.lineage import Lineage, StageRow
 from data.pipeline.run import Run
 from eval.settings import EvalSettings
 from training.settings import SystemsSettings
 
 COMMAND = "make eval"
 AGAIN = "delete it and run `make eval`"
-RESULTS = "humaneval/results.json"
+RESULTS, STUDY = "humaneval/results.json", "humaneval/study"
 
 
 def knows_attributes(config: Config) -> bool:
@@ -33,17 +37,74 @@ def feature_folders(config: Config) -> int:
     return judges * sets + (1 + attributes) + 1 + attributes
 
 
+def other_system(run: Run, name: str) -> str | None:
+    """Whether generated images were drawn by other models than the row of `[systems]` names now. Those of a system without a row
+    are what they are."""
+    system = name.split("/")[1]
+    row = run.config[SystemsSettings].rows.get(system)
+    inputs = [of for part in run.artifact(name).inputs().values() for of, _ in part]
+    drawn_by = {of.partition("/")[2] for of in inputs if of.startswith("models/")}
+    if row is None or not drawn_by or drawn_by == {row.decoder, *([row.prior] if row.prior is not None else [])}:
+        return None
+    return f"it was drawn by {' and '.join(sorted(drawn_by))}, systems.{system} names other models"
+
+
+def other_numbers(run: Run, name: str) -> str | None:
+    """Whether the metrics are of other sets of images than the config asks for, or miss a family of today."""
+    from eval.metrics.families import versions
+
+    artifact, systems = run.artifact(name), run.config[SystemsSettings].rows
+    asked = [set_label(system, scale) for scale in run.config[EvalSettings].guidance for system in systems]
+    measured = [part for part in artifact.inputs() if "@" in part]
+    if measured != asked:
+        return f"it measures {', '.join(measured)}, the config asks for {', '.join(asked)}"
+    if artifact.settings().get("families") != versions():
+        return "the metrics that there are (eval/metrics/families.py) have changed since"
+    return None
+
+
+def set_label(system: str, guidance: float) -> str:
+    """What a system's images at one scale are called among the metrics."""
+    return f"{system}@{guidance:g}"
+
+
 STAGES = (
     StageRow("eval/attributes", COMMAND, AGAIN, asked_for=knows_attributes),
     StageRow("prompts/*", COMMAND, AGAIN, count=lambda config: len(config[EvalSettings].prompt_sets), holds="keys"),
-    StageRow("generations/*/*", COMMAND, AGAIN, count=generated_folders, holds="keys"),
+    StageRow("generations/*/*", COMMAND, AGAIN, count=generated_folders, holds="keys", check=other_system),
     StageRow("eval/features/*/*", COMMAND, AGAIN, count=feature_folders, holds="keys"),
-    StageRow("eval/metrics", COMMAND, AGAIN),
+    StageRow("eval/metrics", COMMAND, AGAIN, check=other_numbers),
     StageRow("eval/report", COMMAND, "delete it and run `make eval`; copies that were given away show what they show"),
 )
 
 
+@dataclass(frozen=True)
+class HumanResults:
+    """The human evaluation's results as a report may show them; `note` is what a reader must know of them."""
+
+    content: dict[str, Any] | None = None
+    note: str | None = None
+
+
+def human_results(run: Run) -> HumanResults:
+    """Results of the study that stands in the run; those of another one are left out, with a note. Raises UserError for a damaged
+    file."""
+    path, study = run.folder / RESULTS, run.folder / STUDY / "study.json"
+    if not path.is_file():
+        return HumanResults()
+    content = read_json(path, "results of the human evaluation")
+    if not study.is_file() or (content.get("study") or {}).get("hash") != sha256_file(study):
+        return HumanResults(
+            None, "The results of the human evaluation are of another study than this run's, and are left out."
+        )
+    if why := Lineage(run).why_stale(STUDY):
+        return HumanResults(
+            content, f"The human evaluation is of images that are not this report's: its study is stale ({why})."
+        )
+    return HumanResults(content)
+
+
 def results_digest(run: Run, rest: str) -> str:
-    """The fact `@results`: of the human evaluation's results, or of there being none."""
-    path = run.folder / RESULTS
-    return sha256_file(path) if path.is_file() else fingerprint(None)
+    """The fact `@results`: of what a report shows of the human evaluation."""
+    found = human_results(run)
+    return fingerprint([found.content, found.note])

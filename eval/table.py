@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from data.pipeline.artifacts import canonical_json
 from data.pipeline.errors import Code, UserError
-from eval.metrics.families import FAMILIES
+from eval.metrics.families import stored_metric
 from eval.metrics.metric import Measured, Metric
 
 Kind = Literal["system", "difference", "real", "chance"]
@@ -100,7 +100,17 @@ def write_rows(path: Path, rows: Iterable[Row], facts: Mapping[str, Any]) -> Non
 
 
 def read_rows(path: Path) -> tuple[list[Row], dict[str, Any]]:
-    """Rows and facts. Raises UserError when the table is missing or is not ours."""
+    """Rows and facts. Raises UserError when the table is missing, is not ours, or holds numbers of an unknown family."""
+    table, facts = _read(path)
+    return _rows(path, table.to_pylist()), facts
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """What a table was computed from. Raises UserError when it is missing or is not ours."""
+    return _read(path)[1]
+
+
+def _read(path: Path) -> tuple[pa.Table, dict[str, Any]]:
     if not path.is_file():
         raise UserError(f"{path} does not exist; run `python -m eval metrics` first", Code.MISSING)
     table = pq.read_table(path)
@@ -109,14 +119,14 @@ def read_rows(path: Path) -> tuple[list[Row], dict[str, Any]]:
             f"{path} is not a metrics table of this version; delete {path.parent} and run `python -m eval metrics`",
             Code.OTHER_VERSION,
         )
-    return _rows(table.to_pylist()), json.loads(table.schema.metadata[b"facts"])
+    return table, json.loads(table.schema.metadata[b"facts"])
 
 
-def _rows(content: Sequence[Mapping[str, Any]]) -> list[Row]:
+def _rows(path: Path, content: Sequence[Mapping[str, Any]]) -> list[Row]:
     derived = ("metric", "family", "space", "what", "scope", "direction", "unit", "warnings")
     return [
         Row(
-            metric=FAMILIES[row["family"]].metric(row["space"], row["what"], row["scope"]),
+            metric=stored_metric(path, row),
             warnings=tuple(row["warnings"]),
             **{name: value for name, value in row.items() if name not in derived},
         )

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -42,7 +42,7 @@ class SimulatedRaters(Settings):
 
 
 class HumanevalSettings(Section):
-    """Two systems (left out: the first two rows of `[systems]`), three kinds of question. What `volatile` names shapes how
+    """Two systems (left out: the first rows of `[systems]` that are not the other one), three kinds of question. What `volatile` names shapes how
     answers are collected, never the study's content."""
 
     section: ClassVar[str] = "humaneval"
@@ -74,16 +74,20 @@ class Arm:
 
 def compared(config: Config) -> tuple[Arm, Arm] | None:
     """System a and system b; None where the config names fewer than two systems, so that there is nothing to compare."""
-    settings, rows = config[HumanevalSettings], list(config.at("systems.rows"))
-    arms = []
-    for i, chosen in enumerate((settings.system_a, settings.system_b)):
-        if chosen is None and i >= len(rows):
-            return None
-        scale = None if chosen is None else chosen.guidance
-        arms.append(
-            Arm(chosen.name if chosen else rows[i], float(config.at("eval.grid_guidance") if scale is None else scale))
-        )
-    return arms[0], arms[1]
+    settings = config[HumanevalSettings]
+    a = settings.system_a or _first_row_but(config, settings.system_b)
+    b = settings.system_b or _first_row_but(config, a)
+    return None if a is None or b is None else (_arm(config, a), _arm(config, b))
+
+
+def _first_row_but(config: Config, other: ComparedSystem | None) -> ComparedSystem | None:
+    """The first row of `[systems]` that is not the other system; None where there is none."""
+    names = [name for name in config.at("systems.rows") if other is None or name != other.name]
+    return ComparedSystem(name=names[0]) if names else None
+
+
+def _arm(config: Config, chosen: ComparedSystem) -> Arm:
+    return Arm(chosen.name, float(config.at("eval.grid_guidance") if chosen.guidance is None else chosen.guidance))
 
 
 def asks_for_study(config: Config) -> bool:
@@ -126,27 +130,15 @@ def _problem_of_systems(config: Config, arms: tuple[Arm, Arm]) -> str | None:
     return None
 
 
-def _scales(config: Config, prompt_set: str) -> tuple[str, tuple[float, ...]]:
-    """The setting that says at which guidance scales eval draws a prompt set, and the scales."""
-    if prompt_set == "grids":
-        return "eval.grid_guidance", (config.at("eval.grid_guidance"),)
-    return "eval.guidance", tuple(config.at("eval.guidance"))
-
-
-def _drawn_sets(config: Config) -> dict[str, Any]:
-    """Prompt sets that eval draws: name -> its settings."""
-    return {name: config.at(f"eval.{name}") for name in ("captions", "grids")}
-
-
 def _problem_of_prompt_set(config: Config, key: str, prompt_set: str) -> str | None:
-    if prompt_set in (drawn := _drawn_sets(config)):
+    if prompt_set in (drawn := config.at("eval.prompt_sets")):
         return None
     return f"humaneval.{key} is {prompt_set!r}; eval draws the prompt sets {' and '.join(drawn)}"
 
 
 def _problem_of_guidance(config: Config, arms: tuple[Arm, Arm], prompt_set: str) -> str | None:
-    key, scales = _scales(config, prompt_set)
-    settings = config[HumanevalSettings]
+    settings, drawn = config[HumanevalSettings], config.at("eval")
+    scales = drawn.scales(prompt_set)
     for label, chosen, arm in zip("ab", (settings.system_a, settings.system_b), arms, strict=True):
         if arm.guidance not in scales:
             given = chosen is not None and chosen.guidance is not None
@@ -154,14 +146,14 @@ def _problem_of_guidance(config: Config, arms: tuple[Arm, Arm], prompt_set: str)
             kinds = ", ".join(settings.kinds_of(prompt_set))
             return (
                 f"humaneval.system_{label} is judged at guidance {arm.guidance:g}{whence}, but eval draws {prompt_set!r} at "
-                f"{key} = {', '.join(f'{scale:g}' for scale in scales)}; let them agree, or ask no questions of {kinds}"
+                f"eval.{drawn.scales_key(prompt_set)} = {', '.join(f'{scale:g}' for scale in scales)}; let them agree, or ask no questions of {kinds}"
             )
     return None
 
 
 def _problem_of_questions(config: Config, kind: str, prompt_set: str) -> str | None:
     """More questions than prompts, or too few images of a prompt for a grid."""
-    drawn, count = _drawn_sets(config)[prompt_set], getattr(config[HumanevalSettings].questions, kind)
+    drawn, count = config.at("eval.prompt_sets")[prompt_set], getattr(config[HumanevalSettings].questions, kind)
     if count is not None and count > drawn.captions:
         return (
             f"humaneval.questions.{kind} = {count}, but eval.{prompt_set}.captions = {drawn.captions}; "

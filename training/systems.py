@@ -14,6 +14,7 @@ from torch import Tensor
 from data.pipeline.errors import UserError
 from data.pipeline.run import Run
 from embed.clip.model import Clip, load_clip
+from embed.encoding.devices import choose_device
 from training.checkpoints import Trained
 from training.sampling.batches import captions_of
 from training.sampling.decoder import load_decoder, sample_decoder
@@ -73,12 +74,12 @@ class TextToImage:
 
 
 def load_system(run: Run, name: str, device: torch.device | str | None = None) -> TextToImage:
-    """A row of the run's `[systems]`, on `device` (default: CUDA where there is one). Raises UserError for a name that has no row,
+    """A row of the run's `[systems]`, on `device` (default: a GPU that this process claims, where there is one). Raises UserError for a name that has no row,
     and for models that are not there or were trained beside another CLIP."""
     rows = run.config[SystemsSettings].rows
     if name not in rows:
         raise UserError(f"unknown system {name!r}; the rows of [systems] are {', '.join(rows)}")
-    row, place = rows[name], device or ("cuda" if torch.cuda.is_available() else "cpu")
+    row, place = rows[name], device or choose_device("auto")
     clip = load_clip(run)
     prior = None if row.prior is None else load_prior(run.model(row.prior), clip.identity).to(place)
     return TextToImage(name, clip, prior, load_decoder(run.model(row.decoder), clip.identity).to(place))

@@ -16,7 +16,7 @@ Integers = Annotated[
 class OptimiserSettings(Settings):
     """AdamW with linear warm-up, then constant or cosine to `final_lr * lr`; EMA of the weights (its decay warms up too).
 
-    `batch` samples make one update, taken in `accumulation` slices; `validate_every` 0 validates after the last step only.
+    `batch` items make one update, taken in `accumulation` slices; `validate_every` 0 validates after the last step only.
     """
 
     steps: int = Field(default=500, ge=1)

@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from data.dataset.splits import draw_split
 from data.pipeline.artifacts import fsync_path, publish_json, raise_if_full, read_json
 from data.pipeline.errors import Code, UserError
 from data.pipeline.faults import boundary
@@ -37,8 +38,6 @@ from data.sources.settings import SplitSettings
 if TYPE_CHECKING:
     from data.dataset.settings import DatasetSettings
     from data.sources.source import Source
-
-from data.dataset.splits import draw_split
 
 PLAN_FILE, SOURCE_FILE, RETRIES = "plan.parquet", "source.json", "retries"
 PLAN_VERSION = 2  # raised when equal sources and settings give another plan
@@ -144,7 +143,9 @@ def read_frozen(folder: Path) -> FrozenPlan | None:
         digests, rows = ([shard[name] for shard in found["shards"]] for name in ("digest", "rows"))
         return FrozenPlan(folder, found["made_from"], tuple(digests), tuple(rows), found["totals"], found["notes"])
     except (KeyError, TypeError):
-        raise UserError(f"the plan's source.json is damaged: {path}; delete {folder} to start over") from None
+        raise UserError(
+            f"the plan's source.json is damaged: {path}; delete {folder} to start over", Code.DAMAGED
+        ) from None
 
 
 def read_plan(folder: Path, shard: int | None = None, columns: list[str] | None = None) -> pa.Table:
@@ -162,9 +163,11 @@ def read_plan(folder: Path, shard: int | None = None, columns: list[str] | None 
         path = retry_path(folder, shard)
         return pq.read_table(path, columns=columns)
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist; run `make dataset` first") from None
+        raise UserError(f"{path} does not exist; run `make dataset` first", Code.MISSING) from None
     except pa.ArrowException as error:
-        raise UserError(f"{path} is damaged: {str(error).splitlines()[0]}; restore it from a copy") from None
+        raise UserError(
+            f"{path} is damaged: {str(error).splitlines()[0]}; restore it from a copy", Code.DAMAGED
+        ) from None
 
 
 def retry_path(folder: Path, shard: int) -> Path:

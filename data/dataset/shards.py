@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data.pipeline.artifacts import Artifact, canonical_json
-from data.pipeline.errors import UserError
+from data.pipeline.errors import Code, UserError
 
 IMAGE_SUFFIXES = ("jpg", "png", "webp")
 
@@ -114,13 +114,15 @@ def read_shard(path: Path) -> Iterator[Sample]:
             if parts:
                 yield _assemble(path, current, parts)
     except (tarfile.TarError, EOFError) as error:
-        raise UserError(f"{path} is damaged ({error}); run `python -m data verify`, then `make dataset`") from None
+        raise UserError(
+            f"{path} is damaged ({error}); run `python -m data verify`, then `make dataset`", Code.DAMAGED
+        ) from None
 
 
 def _assemble(path: Path, key: str, parts: dict[str, bytes]) -> Sample:
     suffix = next((s for s in IMAGE_SUFFIXES if s in parts), None)
     if suffix is None or "json" not in parts:
-        raise UserError(f"{path}: sample {key} lacks its image or its JSON; it has {sorted(parts)}")
+        raise UserError(f"{path}: sample {key} lacks its image or its JSON; it has {sorted(parts)}", Code.DAMAGED)
     return Sample(key, parts[suffix], suffix, json.loads(parts["json"]))
 
 

@@ -1,12 +1,8 @@
 """Which split an image falls into: test, val or train, by hashing."""
 
 import hashlib
-from typing import TYPE_CHECKING
 
 from data.sources.settings import SplitSettings
-
-if TYPE_CHECKING:
-    pass
 
 
 def draw_split(identity: str, shares: SplitSettings, seed: int) -> str:

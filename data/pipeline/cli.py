@@ -11,7 +11,7 @@ from typing import Any
 
 from data.pipeline.config import Config, load_config
 from data.pipeline.cost import measured
-from data.pipeline.errors import ToolkitError, UserError
+from data.pipeline.errors import Code, ToolkitError, UserError
 from data.pipeline.run import Run
 
 
@@ -54,7 +54,8 @@ def front_door(room: str, description: str, commands: Sequence[Command], argv: S
             if error.errno == errno.ENOSPC
             else ""
         )
-        print(f"error: {error.strerror}: {error.filename or 'while writing'}{full}", file=sys.stderr)
+        code = f" [{Code.DISK_FULL}]" if full else ""
+        print(f"error: {error.strerror}: {error.filename or 'while writing'}{full}{code}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("stopped; what is complete is kept, the same command goes on from there", file=sys.stderr)

@@ -5,7 +5,7 @@ import os
 import resource
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,8 @@ def measured(logs: Path, name: str) -> Iterator[None]:
         if logs.is_dir():
             kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
             peak = max(resource.getrusage(kind).ru_maxrss for kind in kinds) / 1024
-            _append(logs, Cost(name, start, time.time(), round(_cpu_seconds() - before, 2), round(peak, 1)))
+            with suppress(OSError):  # a full disk, or a run that is kept read-only: no reason to fail
+                _append(logs, Cost(name, start, time.time(), round(_cpu_seconds() - before, 2), round(peak, 1)))
 
 
 def read_costs(logs: Path) -> list[Cost]:

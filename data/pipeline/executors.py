@@ -15,6 +15,9 @@ from data.pipeline.settings import ClusterSettings
 T = TypeVar("T")
 
 
+MAX_DEATHS = 3  # of workers over one call, before it is given up
+
+
 class WorkerDied(RuntimeError):
     """The process that ran a task disappeared."""
 
@@ -30,13 +33,22 @@ class Executor(Protocol):
 def gather(executor: Executor, name: str, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> list[Any]:
     """Results of `function(*args)` for each entry of `calls`, in their order: what a whole-artifact step is reduced from.
 
-    Raises what the first call to fail raised."""
+    A call whose worker dies is made again, by itself. Raises StageFailed after the third death, and what a call raised."""
     found: dict[int, Any] = {}
-    for label, outcome in executor.run(name, function, calls, range(len(calls))):
-        if isinstance(outcome, BaseException):
-            raise outcome
-        found[label] = outcome
-    return [found[i] for i in range(len(calls))]
+    for attempt in range(MAX_DEATHS):
+        missing = [i for i in range(len(calls)) if i not in found]
+        for batch in [missing] if attempt == 0 else [[i] for i in missing]:
+            for label, outcome in executor.run(name, function, [calls[i] for i in batch], batch):
+                if isinstance(outcome, WorkerDied):
+                    continue
+                if isinstance(outcome, BaseException):
+                    raise outcome
+                found[label] = outcome
+        if len(found) == len(calls):
+            return [found[i] for i in range(len(calls))]
+    raise StageFailed(
+        f"{name}: the workers of {len(calls) - len(found)} calls died {MAX_DEATHS} times (out of memory, or killed)"
+    )
 
 
 class InProcess:

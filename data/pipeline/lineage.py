@@ -4,6 +4,7 @@ Each room lists its stages in a table of `StageRow`s (`data.pipeline.rooms.STAGE
 who saw a removed sample read the tables and the recorded inputs; nothing about staleness is listed by hand.
 """
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,6 +16,7 @@ from data.pipeline.config import Config
 from data.pipeline.errors import Code, UserError
 from data.pipeline.rooms import FACTS, STAGES, load
 from data.pipeline.run import Run
+from data.pipeline.stage import ABSENT
 
 Holds = Literal["rows by part", "keys", "bytes"]
 
@@ -26,9 +28,10 @@ class StageRow:
     `command` makes it; `remedy` rids it of samples that must not be used any more. `asked_for(config)` says whether a run makes it,
     `count(config)` how many a family has. `follows` names the artifact of which it has a part for each part. `settings` is the table
     of the config whose values stand in its manifest and may move (a view's thresholds). `holds` says how its files hold samples.
-    `costly` facts are asked by `make status` alone. `after` names the stage behind which this one is made, where that is not its
-    room's order. A `precious` artifact (downloads, weights) is made again by hand alone: what is made from it follows it, and is not
-    stale because it is.
+    `check(run, name)` says what else makes one stale; `input_changed(run)` what changed in the user's own files, which is costly to
+    tell and asked by `make status` alone. `member(config, name)` says whether the config asks for one of a family. `after` names the
+    stage behind which this one is made, where that is not its room's order. A `precious` artifact (downloads, weights) is made again
+    by hand alone: what is made from it follows it, and is not stale because it is.
     """
 
     name: str
@@ -39,7 +42,9 @@ class StageRow:
     follows: str | None = None
     settings: str | None = None
     holds: Holds | None = None
-    costly: tuple[str, ...] = ()
+    check: Callable[[Run, str], str | None] = lambda run, name: None
+    input_changed: Callable[[Run], str | None] = lambda run: None
+    member: Callable[[Config, str], bool] = lambda config, name: True
     after: str | None = None
     precious: bool = False
 
@@ -49,7 +54,8 @@ class StageRow:
 
     def artifacts(self, run: Run) -> list[Artifact]:
         """What stands of it, complete or not, in a fixed order."""
-        return [Artifact(path.parent) for path in sorted(run.folder.glob(f"{self.name}/plan.json"))]
+        found = [path.parent for path in sorted(run.folder.glob(f"{self.name}/plan.json"))]
+        return [Artifact(folder) for folder in found if row_of(folder.relative_to(run.folder).as_posix()) is self]
 
 
 @lru_cache(maxsize=1)
@@ -71,6 +77,12 @@ def row_of(name: str) -> StageRow | None:
     )
 
 
+# Of what somebody's own code made.
+OTHER = StageRow(
+    "*", "the command that made it", "delete it and make it again", asked_for=lambda config: False, holds="keys"
+)
+
+
 class Lineage:
     """What stands in a run, as it stands now. Answers are remembered: ask a new one after something was made."""
 
@@ -78,34 +90,46 @@ class Lineage:
         self.run = run
         self._stale: dict[str, str | None] = {}
         self._digests: dict[str, str | None] = {}
+        self._inputs: dict[str, dict[str, list[tuple[str, str]]]] = {}
+        self._parts: dict[str, dict[str, str]] = {}
 
-    def why_stale(self, name: str, thorough: bool = False) -> str | None:
-        """Why a complete artifact no longer is what it would be made of today; None when it is, or when it is not there.
-
-        `thorough` also asks what is costly to tell (whether the user's own files changed)."""
+    def why_stale(self, name: str) -> str | None:
+        """Why a complete artifact no longer is what it would be made of today; None when it is, or when it is not there."""
         if name not in self._stale:
             self._stale[name] = None  # what is asked about on the way: no artifact is made from itself
-            self._stale[name] = self._why(name)
-        row = row_of(name)
-        why = self._stale[name]
-        return why or (self._costly(row) if thorough and row is not None else None)
+            self._stale[name] = self._why(name) if self.run.artifact(name).is_complete() else None
+        return self._stale[name]
 
     def require(self, name: str, command: str | None = None) -> Artifact:
-        """The artifact, complete and not stale. Raises UserError naming the command that makes it."""
+        """The artifact, complete and not stale. Raises UserError naming the command that makes it.
+
+        A stale precious one (a model, after more was downloaded) is handed out with a note: it is what it is until it is deleted."""
         row = row_of(name)
         command = command or (row.command if row else "the command that makes it")
         artifact = self.run.artifact(name).require(command)
-        if why := self.why_stale(name):
+        why = self.why_stale(name)
+        if why and row is not None and row.precious:
+            print(
+                f"note: {name} is used as it is, though {why}; delete {artifact.folder} to make it again",
+                file=sys.stderr,
+            )
+        elif why:
             raise UserError(f"{artifact.folder} is stale ({why}); run `{command}` first", Code.STALE)
         return artifact
 
     def made_from(self, name: str) -> dict[str, str]:
         """Of every input of an artifact, parts and facts apart: its name -> the digest it had. Of a part's, the first."""
         found: dict[str, str] = {}
-        for inputs in self.run.artifact(name).inputs().values():
+        for inputs in self.inputs(name).values():
             for of, digest in inputs:
                 found.setdefault(of, digest)
         return found
+
+    def inputs(self, name: str) -> dict[str, list[tuple[str, str]]]:
+        """Part -> (of, digest) of its inputs. Raises UserError for a plan of an earlier version of the toolkit."""
+        if name not in self._inputs:
+            self._inputs[name] = self.run.artifact(name).inputs()
+        return self._inputs[name]
 
     def upstream(self, name: str) -> list[str]:
         """Names of the artifacts that an artifact was made from directly, in the order of its inputs."""
@@ -120,52 +144,52 @@ class Lineage:
     def _digest(self, of: str) -> str | None:
         name, _, part = of.partition(":")
         if name.startswith("@"):
-            told: str | None = load(FACTS[name[1:]][0])(self.run, part)
-            return told
+            teller = FACTS[name[1:]].told_by
+            return load(teller)(self.run, part) if teller is not None else None
         artifact = self.run.artifact(name)
-        if part:
-            return artifact.part_digest(part)
-        return artifact.digest() if artifact.is_complete() else None
+        if not part:
+            return artifact.digest() if artifact.is_complete() else None
+        if name not in self._parts:  # one file for all parts, where there is one
+            self._parts[name] = artifact.part_digests() if artifact.is_complete() else {}
+        return self._parts[name].get(part) or artifact.part_digest(part)
 
     def _why(self, name: str) -> str | None:
-        artifact, row = self.run.artifact(name), row_of(name)
+        row = row_of(name)
         try:
-            parts = artifact.inputs()
+            parts = self.inputs(name)
         except UserError as error:
             return str(error)
-        if row is not None and (why := self._moved(row, artifact)):
+        if row is not None and (why := self._moved(row) or row.check(self.run, name)):
             return why
         for part, inputs in parts.items():
             for of, recorded in inputs:
-                if why := self._changed(row, part, of, recorded):
+                if why := self._changed(part, of, recorded):
                     return why
         for other in self.upstream(name):
             above = row_of(other)
             if (above is None or not above.precious) and (why := self.why_stale(other)):
-                return f"{other} is stale ({why})"
+                return why if " is stale (" in why else f"{other} is stale ({why})"  # the root of it, told once
         return self._lacks(row, set(parts)) if row is not None and row.follows else None
 
-    def _changed(self, row: StageRow | None, part: str, of: str, recorded: str) -> str | None:
+    def _changed(self, part: str, of: str, recorded: str) -> str | None:
         fact = of.partition(":")[0]
         if fact.startswith("@") and fact[1:] not in FACTS:
             return f"it was made by another version of the toolkit, which names the input {of}"
-        if row is not None and fact in row.costly:
-            return None
         now = self.digest(of)
-        if now == recorded or (now is None and of.startswith("@")):  # a fact that cannot be told is taken to stand
+        absent = fact.startswith("@") or recorded == ABSENT  # a fact that cannot be told is taken to stand
+        if now == recorded or (now is None and absent):
             return None
         return f"{_changed_words(of)} (part {part})"
 
-    def _moved(self, row: StageRow, artifact: Artifact) -> str | None:
+    def _moved(self, row: StageRow) -> str | None:
         """Which setting has moved since the artifact was made."""
         if row.settings is None:
             return None
-        made = (artifact.plan_json() or {"settings": {}})["settings"]
-        table = f"{row.settings}.{artifact.folder.name}" if row.is_family else row.settings
-        says = self.run.config.at(table)  # None: a view that somebody's own code made
+        made = (self.run.artifact(row.name).plan_json() or {"settings": {}})["settings"]
+        says = self.run.config.at(row.settings)
         for key, value in says.model_dump(mode="json").items() if says is not None else ():
             if made.get(key) != value:
-                return f"{table}.{key} was {made.get(key)!r} when it was made, {self.run.config.source} says {value!r}"
+                return f"{row.settings}.{key} was {made.get(key)!r} when it was made, {self.run.config.source} says {value!r}"
         return None
 
     def _lacks(self, row: StageRow, names: set[str]) -> str | None:
@@ -174,21 +198,10 @@ class Lineage:
         lacking = [part["name"] for part in plan["parts"] if part["name"] not in names]
         return f"{row.follows} has new parts since ({', '.join(lacking[:3])})" if lacking else None
 
-    def _costly(self, row: StageRow) -> str | None:
-        for part, inputs in self.run.artifact(row.name).inputs().items():
-            for of, recorded in inputs:
-                if of.partition(":")[0] in row.costly:
-                    try:
-                        if self.digest(of) != recorded:
-                            return f"{_changed_words(of)} (part {part})"
-                    except UserError as error:
-                        return str(error)
-        return None
-
 
 def _changed_words(of: str) -> str:
     name = of.partition(":")[0]
-    return FACTS[name[1:]][1] if name.startswith("@") else f"{of} has changed since"
+    return FACTS[name[1:]].changed if name.startswith("@") else f"{of} has changed since"
 
 
 @dataclass(frozen=True)
@@ -229,7 +242,12 @@ def _drawn_from(lineage: Lineage, name: str) -> tuple[str, ...]:
 
 
 def artifacts_of(run: Run) -> Iterator[tuple[StageRow, str, Artifact]]:
-    """(row, name, artifact) of everything that a run holds."""
+    """(row, name, artifact) of everything that a run holds; what stands in no table (somebody's own code made it) comes last."""
+    known = set()
     for row in stage_rows():
         for artifact in row.artifacts(run):
+            known.add(artifact.folder)
             yield row, artifact.folder.relative_to(run.folder).as_posix(), artifact
+    for path in sorted(run.folder.glob("**/plan.json")):
+        if path.parent not in known and not path.is_relative_to(run.scratch):
+            yield OTHER, path.parent.relative_to(run.folder).as_posix(), Artifact(path.parent)

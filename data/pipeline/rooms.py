@@ -5,6 +5,7 @@ nothing here is loaded before it is asked for, and every model and table listed 
 """
 
 import importlib
+from dataclasses import dataclass
 from typing import Any
 
 SECTIONS = {
@@ -36,16 +37,27 @@ STAGES = (
     "eval.stages:STAGES",
     "humaneval.stages:STAGES",
 )
-# Facts that parts are made from and that no artifact holds: `@name` or `@name:rest` in `Input.of`; who tells them, and what is said
-# when one has changed.
+
+
+@dataclass(frozen=True)
+class Fact:
+    """What parts are made from and no artifact holds (`@name` or `@name:rest` in `Input.of`): who tells its digest of today, and what is
+    said when that is another. Some can't be told without making the artifact again: they follow from its other inputs or settings."""
+
+    told_by: str | None = None
+    changed: str = "it has changed since"
+
+
 FACTS = {
-    "source": ("data.stages:planned_rows_digest", "the input's rows have changed since"),
-    "origin": ("data.stages:untold", "the run it was resharded from has changed since"),
-    "removed": ("data.stages:removed_digest", "samples were removed since"),
-    "thresholds": ("data.stages:untold", "a threshold over all parts has moved since"),
-    "copies": ("data.stages:untold", "other images give way to copies since"),
-    "clip": ("embed.stages:clip_identity", "the CLIP it was made with has been replaced since"),
-    "results": ("eval.stages:results_digest", "the human evaluation has other results since"),
+    "source": Fact(),  # rows of the plan; `make status` compares the user's files with it
+    "origin": Fact(),  # shards of another run that a dataset was resharded from
+    "removed": Fact("data.views.removal:removed_digest", "samples were removed since"),
+    "thresholds": Fact(),  # of rules on a top fraction, over all parts of the scores among the inputs
+    "copies": Fact(),  # which images of a part give way to others
+    "clip": Fact("embed.stages:clip_identity", "the CLIP it was made with has been replaced since"),
+    "results": Fact("eval.stages:results_digest", "the results of the human evaluation have changed since"),
+    "images": Fact(),  # which real images a set holds, and at which side
+    "shown": Fact(),  # labels and settings that a report shows
 }
 
 

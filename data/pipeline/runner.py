@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from threadpoolctl import threadpool_limits
+
 from data.pipeline.artifacts import (
     Artifact,
     Receipt,
@@ -34,14 +36,13 @@ from data.pipeline.artifacts import (
 )
 from data.pipeline.config import flatten
 from data.pipeline.errors import Code, DiskFull, StageFailed, ToolkitError, UserError
-from data.pipeline.executors import Executor, WorkerDied
+from data.pipeline.executors import MAX_DEATHS, Executor, WorkerDied
 from data.pipeline.faults import boundary
 from data.pipeline.memory import keep_freed_memory
 from data.pipeline.progress import Bar, progress
 from data.pipeline.provenance import provenance
 from data.pipeline.stage import MakePart, PartSpec, Plan, Stage
 
-MAX_DEATHS = 3
 Todo = tuple[Stage, PartSpec]  # a part that is to be made, with its stage
 
 
@@ -62,9 +63,11 @@ def run_stages(stages: Sequence[Stage], executor: Executor, logs: Path | None = 
             for stage in stages:
                 locks.enter_context(locked(stage.folder))
             missing = [(stage, part) for stage in stages for part in _prepare(stage)]
-            making = _Making(executor, logs)
+            making = _Making(executor, logs, alone=len(stages) == 1)
             making.make(missing)
-            made = [_complete(stage) for stage in stages if stage.name not in making.failures]
+            made = [_complete(stage) for stage in stages if stage.folder not in making.failures]
+            if making.refused is not None:
+                raise making.refused
             if making.failures:
                 raise making.failed(stages)
             return made
@@ -120,8 +123,10 @@ class _Making:
 
     executor: Executor
     logs: Path | None
-    deaths: Counter[tuple[str, str]] = field(default_factory=Counter)
-    failures: dict[str, dict[str, str]] = field(default_factory=dict)  # stage -> part -> why
+    deaths: Counter[tuple[Path, str]] = field(default_factory=Counter)
+    failures: dict[Path, dict[str, str]] = field(default_factory=dict)  # folder of the stage -> part -> why
+    refused: UserError | None = None  # the first, of one stage among several
+    alone: bool = True
 
     def make(self, missing: list[Todo]) -> None:
         if not missing:
@@ -145,8 +150,8 @@ class _Making:
             stage, part = todo
             _log(self.logs, stage.name, part.name, outcome)
             if isinstance(outcome, WorkerDied):
-                self.deaths[stage.name, part.name] += 1
-                if self.deaths[stage.name, part.name] < MAX_DEATHS:
+                self.deaths[stage.folder, part.name] += 1
+                if self.deaths[stage.folder, part.name] < MAX_DEATHS:
                     print(f"{stage.name}: the worker of part {part.name} died; it is made again", file=sys.stderr)
                     suspects.append(todo)
                     continue
@@ -157,22 +162,26 @@ class _Making:
 
     def _failed_part(self, stage: Stage, part: PartSpec, error: BaseException) -> None:
         """Note why a part failed. What concerns the whole run (a full disk, a user's mistake) is raised at once."""
-        if isinstance(error, UserError | DiskFull):
+        if isinstance(error, DiskFull) or (isinstance(error, UserError) and self.alone):
             raise error
+        if isinstance(error, UserError):  # the other stages go on
+            self.refused = self.refused or error
         if isinstance(error, OSError):
             raise_if_full(error, stage.folder)
         why = str(error) if isinstance(error, ToolkitError) else f"{type(error).__name__}: {error}"
         if isinstance(error, WorkerDied):
             why = f"its worker died {MAX_DEATHS} times (out of memory, or killed)"
-        self.failures.setdefault(stage.name, {})[part.name] = why
+        self.failures.setdefault(stage.folder, {})[part.name] = why
 
     def failed(self, stages: Sequence[Stage]) -> StageFailed:
         """What failed, in one line."""
         told = []
-        for name, failures in self.failures.items():
-            total = next(len(stage.parts) for stage in stages if stage.name == name)
-            shown = "; ".join(f"part {part}: {why}" for part, why in sorted(failures.items())[:5])
-            told.append(f"{name}: {len(failures)} of {total} parts failed, the others are complete. {shown}")
+        for stage in stages:
+            if failures := self.failures.get(stage.folder):
+                shown = "; ".join(f"part {part}: {why}" for part, why in sorted(failures.items())[:5])
+                told.append(
+                    f"{stage.name}: {len(failures)} of {len(stage.parts)} parts failed, the others are complete. {shown}"
+                )
         return StageFailed(
             f"{'. '.join(told)}. Details in {self.logs or 'the log'}; running the same command again makes only what is missing"
         )
@@ -185,7 +194,9 @@ def make_part(folder: Path, make: MakePart, part: PartSpec, fingerprint: str) ->
     attempt = folder / "attempts" / f"{part.name}.{uuid.uuid4().hex}"
     try:
         attempt.mkdir(parents=True)
-        counts = make(part, attempt)
+        # The last bits of numpy's sums depend on the number of BLAS threads, which differs between a driver and a Dask worker.
+        with threadpool_limits(1, user_api="blas"):
+            counts = make(part, attempt)
         boundary("attempt", part.name)
         _publish_part(folder, attempt, part, fingerprint, counts)
     except OSError as error:

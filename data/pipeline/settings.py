@@ -1,4 +1,4 @@
-"""What a config may say about the run, the cluster, the dataset and the views."""
+"""What a config may say about the run and the cluster."""
 
 from typing import ClassVar
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from data.pipeline.artifacts import Receipt, fingerprint
 
+ABSENT = "none"  # the digest of an input that was not there, and need not be
+
 
 @dataclass(frozen=True)
 class Input:

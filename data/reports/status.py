@@ -19,6 +19,7 @@ class StageStatus:
     state: str  # complete | incomplete | missing | stale
     detail: str
     command: str
+    precious: bool = False
 
 
 def run_status(run: Run) -> list[StageStatus]:
@@ -52,21 +53,25 @@ def run_notes(run: Run) -> list[str]:
 
 
 def next_command(statuses: list[StageStatus]) -> str | None:
-    return next((s.command for s in statuses if s.state != "complete"), None)
+    """The command that makes what is not complete. What is precious and stale is made again by nobody until it is deleted."""
+    return next(
+        (s.command for s in statuses if s.state != "complete" and not (s.precious and s.state == "stale")), None
+    )
 
 
 def _status(run: Run, row: StageRow, lineage: Lineage) -> StageStatus:
-    artifacts = row.artifacts(run)
-    names = [artifact.folder.relative_to(run.folder).as_posix() for artifact in artifacts]
+    found = {artifact.folder.relative_to(run.folder).as_posix(): artifact for artifact in row.artifacts(run)}
+    names = [name for name in found if row.member(run.config, name)]
+    artifacts = [found[name] for name in names]
 
     def said(state: str, detail: str) -> StageStatus:
-        return StageStatus(row.name, state, detail, row.command)
+        return StageStatus(row.name, state, detail, row.command, row.precious)
 
     if not artifacts:
         return said("missing", "")
     # Another config, or other files of the user's own, are said of an incomplete artifact as well: making it would be refused.
     other = _other_config(run, row.name)
-    changed = next((why for name in names if row.costly and (why := lineage.why_stale(name, thorough=True))), None)
+    changed = row.input_changed(run)
     if other or changed:
         return said("stale", other or changed or "")
     for artifact in artifacts:
@@ -76,6 +81,8 @@ def _status(run: Run, row: StageRow, lineage: Lineage) -> StageStatus:
     if len(artifacts) < wanted:
         return said("incomplete", f"{len(artifacts)} of {wanted} sets")
     why = next((why for name in names if (why := lineage.why_stale(name))), None)
+    if why and row.precious:
+        why += f"; it is used as it is until {artifacts[0].folder} is deleted"
     return said("stale", why) if why else said("complete", _counts(artifacts))
 
 

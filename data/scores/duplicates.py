@@ -6,6 +6,7 @@ train) and there with the smallest key. Which image of a group is kept, a view d
 """
 
 import shutil
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from pyarrow import feather
 
 from data.dataset.ledger import ledger_path
-from data.pipeline.artifacts import Artifact, fingerprint
+from data.pipeline.artifacts import Artifact
 from data.pipeline.executors import Executor
 from data.pipeline.lineage import Lineage
 from data.pipeline.run import Run
@@ -63,22 +64,20 @@ def build_duplicates(run: Run, executor: Executor) -> Artifact:
     dataset, basic = run.dataset.require("make dataset"), Lineage(run).require("scores/basic")
     inputs = (Input("dataset", dataset.digest()), Input("scores/basic", basic.digest()))
     shaping = settings.model_dump(mode="json")
-    answers = run.scratch / f"duplicates-{fingerprint([STAGE_VERSION, shaping, [one.digest for one in inputs]])[:16]}"
+    answers = run.scratch / f"duplicates-{uuid.uuid4().hex}"
     parts = [PartSpec(receipt.name, inputs, DuplicatesWork(answers)) for receipt in basic.receipts()]
     folder = run.scores("duplicates").folder
     stage = Stage("scores-duplicates", STAGE_VERSION, folder, shaping, parts, duplicates_part, movable=True)
-    if not is_current(stage):
-        compare_all(dataset, basic, settings, answers)
-    artifact = run_stage(stage, executor, run.logs)
-    shutil.rmtree(answers, ignore_errors=True)
-    return artifact
+    try:
+        if not is_current(stage):
+            compare_all(dataset, basic, settings, answers)
+        return run_stage(stage, executor, run.logs)
+    finally:
+        shutil.rmtree(answers, ignore_errors=True)
 
 
 def compare_all(dataset: Artifact, basic: Artifact, settings: DuplicatesSettings, folder: Path) -> None:
-    """Write DUPLICATES_SCHEMA for every part of `scores/basic` into `folder`, where the answers stand for as long as their inputs do."""
-    done = folder / "complete"
-    if done.exists():
-        return
+    """Write DUPLICATES_SCHEMA for every part of `scores/basic` into `folder`."""
     names = [receipt.name for receipt in basic.receipts()]
     pairs = [pq.read_table(basic.folder / f"{name}.parquet", columns=BASIC_COLUMNS) for name in names]
     table = _answers(stored_images(dataset), pa.concat_tables(pairs), settings)
@@ -87,7 +86,6 @@ def compare_all(dataset: Artifact, basic: Artifact, settings: DuplicatesSettings
     for name, own in zip(names, pairs, strict=True):
         feather.write_feather(table.slice(start, len(own)), str(folder / f"{name}.arrow"), compression="uncompressed")
         start += len(own)
-    done.touch()
 
 
 def duplicates_part(spec: PartSpec, attempt: Path) -> dict[str, int]:

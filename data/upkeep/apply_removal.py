@@ -1,6 +1,7 @@
 """What a removal sets off: it is recorded, the views are made again, and everything that saw the samples is named."""
 
 from data.dataset.shards import ShardReader
+from data.pipeline.errors import Code, UserError
 from data.pipeline.executors import Executor
 from data.pipeline.run import Run
 from data.pipeline.terminal import counted
@@ -49,7 +50,13 @@ def _make_views(run: Run, executor: Executor) -> list[str]:
     for name, build in (("base", build_base_view), ("train", build_train_view)):
         view = run.view(name)
         if (view.folder / "plan.json").exists():
-            counts = build(run, executor).manifest()["counts"]
+            try:
+                counts = build(run, executor).manifest()["counts"]
+            except UserError as error:
+                if error.code not in (Code.STALE, Code.MISSING):
+                    raise
+                lines.append(f"view {name} could not be made again, and is stale until it is: {error}")
+                continue
             gone = counts.get("dropped_removed_pairs", 0)
             lines.append(
                 f"view {name} made again: keeps {counted(counts['kept_pairs'], 'pair')}, {gone:,} left out as removed"

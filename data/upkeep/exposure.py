@@ -49,7 +49,7 @@ def who_saw(run: Run, keys: frozenset[str], kept: Mapping[str, frozenset[str]]) 
     seen: list[Seen] = []
     names: set[str] = set()
     for row, name, artifact in artifacts_of(run):
-        if name.startswith(VIEWS):  # they are made again at once, without them
+        if name.startswith(VIEWS) and row.settings is not None:  # the config's own: made again at once, without them
             continue
         what = _by_rows(row, artifact, stored, parts) or _by_lineage(artifact, kept, names)
         if what:
@@ -99,7 +99,8 @@ def _rows_in(folder: Path, stored: list[str]) -> str | None:
 def _inputs(artifact: Artifact) -> dict[str, str]:
     """Artifact -> digest, of everything that any part was made from (parts of artifacts by the artifact's name). Raises UserError for
     a plan of an earlier version of the toolkit."""
-    return {of.partition(":")[0]: digest for inputs in artifact.inputs().values() for of, digest in inputs}
+    found = {of.partition(":")[0]: digest for inputs in artifact.inputs().values() for of, digest in inputs}
+    return {name.removeprefix("@"): digest for name, digest in found.items()}  # `@clip` is the identity that `clip` has
 
 
 def _by_lineage(artifact: Artifact, kept: Mapping[str, frozenset[str]], seen: set[str]) -> str | None:

@@ -1,7 +1,4 @@
-"""Retrying what failed: the same keys once more, in new shards behind the others. Nothing that stands is touched.
-
-`retries/NNNNN.parquet` holds the planned rows of one retry shard; `retries.json`, written last, names those that are frozen.
-"""
+"""Retrying what failed: the same keys once more, in new shards behind the others. Nothing that stands is touched."""
 
 from collections.abc import Sequence
 

@@ -22,7 +22,7 @@ from data.pipeline.executors import Executor, gather
 from data.pipeline.lineage import Lineage, row_of
 from data.pipeline.run import Run
 from data.pipeline.runner import run_stage
-from data.pipeline.stage import Input, PartSpec, Stage
+from data.pipeline.stage import ABSENT, Input, PartSpec, Stage
 from data.scores.basic import SIZED_AS_IN_TAR
 from data.views.copies import copies_to_drop
 from data.views.reading import VIEW_SCHEMA, view_counts
@@ -105,7 +105,7 @@ def _parts(run: Run, recipe: _Recipe, scores: Mapping[str, Artifact], rules: tup
         gone = removed_in_part(run, name, removed)
         inputs = [Input(f"{recipe.rows_name}:{name}", digest), Input(f"@removed:{name}", fingerprint(gone))]
         inputs += [
-            Input(f"scores/{other}:{name}", digests.get(name, "missing"))
+            Input(f"scores/{other}:{name}", digests.get(name, ABSENT))
             for other, digests in sorted(of_scores.items())
             if f"scores/{other}" != recipe.rows_name
         ]

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data.dataset.ledger import read_ledger, stored_keys
+from data.dataset.ledger import ledger_path, read_ledger, stored_keys
 from data.dataset.plan import read_frozen, read_plan
 from data.dataset.settings import DatasetSettings
 from data.pipeline.artifacts import fingerprint, publish_bytes
@@ -26,6 +26,7 @@ from data.pipeline.errors import UserError
 from data.pipeline.run import Run
 from data.sources.canonical import host_of
 from data.sources.exclude import domain_in, phash_in, sha256_in, url_in
+from data.views.reading import kept_pairs
 
 REMOVED_FILE = "removed.parquet"
 REMOVED_SCHEMA = pa.schema([("key", pa.string()), ("entry", pa.string()), ("plan", pa.string())])
@@ -82,9 +83,21 @@ def removed_in_part(run: Run, part: str, removed: frozenset[str]) -> list[str]:
     return sorted(removed & set(keys.to_pylist()))
 
 
-def removed_digest(run: Run, part: str) -> str:
-    """The fact `@removed:<part>`: of the removed keys among a part's samples, as things stand now."""
+def removed_digest(run: Run, part: str) -> str | None:
+    """The fact `@removed:<part>`: of the removed keys among a part's samples, as things stand now. None (it cannot be told) while the
+    dataset is not complete."""
+    if not run.dataset.is_complete() or not ledger_path(run.dataset.folder, part).is_file():
+        return None
     return fingerprint(removed_in_part(run, part, _removed_now(run, _stamp(run))))
+
+
+def keeps_removed(run: Run, name: str) -> str | None:
+    """Whether a view, whatever it was made from, keeps samples that were removed since."""
+    if not removed_path(run).exists():
+        return None
+    removed = pa.array(sorted(_removed_now(run, _stamp(run))), pa.string())
+    kept = pc.any(pc.is_in(kept_pairs(run.artifact(name))["key"], removed)).as_py()
+    return "it keeps samples that were removed since" if kept else None
 
 
 def _stamp(run: Run) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""What a config may say about scores that need no CLIP, and about views."""
+"""What a config may say about views."""
 
 from typing import ClassVar, Literal
 

@@ -24,7 +24,7 @@ from data.pipeline.executors import Executor
 from data.pipeline.lineage import Lineage
 from data.pipeline.run import Run
 from data.pipeline.runner import is_current, run_stage
-from data.pipeline.stage import Input, PartSpec, Stage
+from data.pipeline.stage import ABSENT, Input, PartSpec, Stage
 from data.scores.duplicates import PROTECTED
 from embed.reading.reader import EmbeddingReader
 from embed.scores.neighbours import BLOCK, NONE_BEFORE, Copies, ExactSearch, IndexSearch, Search, Vectors, find_copies
@@ -80,15 +80,15 @@ def build_semantic(run: Run, settings: SemanticSettings, cached: Sequence[CacheP
 
     Raises UserError when the view `base` is there and stale."""
     view = Lineage(run).require("views/base") if run.view("base").is_complete() else None
-    inputs = [Input("embeddings", run.embeddings.digest())]
-    inputs += [Input("views/base", view.digest())] if view else []
+    inputs = [Input("embeddings", run.embeddings.digest()), Input("views/base", view.digest() if view else ABSENT)]
     shaping = settings.model_dump(mode="json") | {"seed": run.seed}
     found = run.scratch / f"semantic-{fingerprint([STAGE_VERSION, shaping, [one.digest for one in inputs]])[:16]}"
     parts = [PartSpec(p.name, tuple(inputs), SemanticWork(p.path, found / COPIES_FILE)) for p in cached]
     finish = partial(_keep_facts, found=found)
     stage = Stage(
-        "scores-semantic", STAGE_VERSION, run.scores("semantic").folder, shaping, parts, semantic_part, finish
-    )
+        "scores-semantic", STAGE_VERSION, run.scores("semantic").folder, shaping, parts, semantic_part, finish,
+        movable=True,
+    )  # fmt: skip
     if not is_current(stage):
         compare_images(EmbeddingReader(run.embeddings, view, vectors=("image",)), settings, run.seed, found)
     artifact = run_stage(stage, executor, run.logs)

@@ -21,14 +21,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from data.pipeline.artifacts import canonical_json, fingerprint, sha256_file
+from data.pipeline.artifacts import canonical_json
 from data.pipeline.progress import progress
-from data.pipeline.stage import Input
+from data.pipeline.run import Run
+from data.pipeline.stage import Input, PartSpec, Stage
+from embed.encoding.threads import one_thread
 from eval.extract.extractor import Arrays, FeatureSpace
-from eval.settings import AttributeSettings
+from eval.real_images import RealSource, read_pixels
+from eval.settings import AttributeSettings, EvalSettings
 
 FEATURES = 64
 FEATURE, LOGITS = "feature", "logits/"
+CLASSIFIER = "eval/attributes"
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 
 
@@ -91,12 +95,11 @@ def _block(c_in: int, c_out: int) -> nn.Module:
 
 @dataclass(frozen=True)
 class AttributeClassifier:
-    """A trained network with its vocabulary. `identity` (sha256 hex) covers weights and configuration."""
+    """A trained network with its vocabulary, for images of `side` pixels."""
 
     network: Network
     vocabulary: Vocabulary
     side: int
-    identity: str
 
     @torch.inference_mode()
     def run(
@@ -119,7 +122,7 @@ class AttributeExtractor:
 
     @property
     def inputs(self) -> tuple[Input, ...]:
-        return (Input("eval/attributes", self.digest),)
+        return (Input(CLASSIFIER, self.digest),)
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -207,5 +210,34 @@ def load_classifier(folder: Path) -> AttributeClassifier:
     config, vocabulary = json.loads((folder / CONFIG_FILE).read_bytes()), read_vocabulary(folder)
     network = Network({name: len(values) for name, values in vocabulary.heads.items()}, config["width"])
     network.load_state_dict(load_file(folder / WEIGHTS_FILE), strict=True)
-    identity = fingerprint([config, sha256_file(folder / WEIGHTS_FILE)])
-    return AttributeClassifier(network.eval().requires_grad_(False), vocabulary, config["side"], identity)
+    return AttributeClassifier(network.eval().requires_grad_(False), vocabulary, config["side"])
+
+
+@dataclass(frozen=True)
+class ClassifierWork:
+    """The attribute classifier's training."""
+
+    real: RealSource
+    settings: AttributeSettings
+    side: int
+    seed: int
+
+
+def classifier_stage(run: Run, side: int) -> Stage:
+    """The run's attribute classifier, trained on real training scenes of `side` pixels, one part."""
+    real, settings = RealSource.of(run), run.config[EvalSettings].attributes
+    chosen = settings.model_dump(mode="json") | {"side": side, "seed": run.seed}
+    part = PartSpec("model", real.inputs, ClassifierWork(real, settings, side, run.seed))
+    return Stage("attribute-classifier", 1, run.folder / CLASSIFIER, chosen, [part], train_attributes, unit="models")
+
+
+def train_attributes(spec: PartSpec, attempt: Path) -> dict[str, int]:
+    """Train and save the classifier, on one torch thread."""
+    work: ClassifierWork = spec.work
+    real = work.real.open()
+    keys = real.train(work.seed, "attributes")[: work.settings.scenes]
+    pixels, truths = read_pixels(real.reader, keys, work.side), [real.truth(key) for key in keys]
+    with one_thread():
+        network, vocabulary = train_classifier(pixels, truths, work.settings, work.seed)
+    save_classifier(attempt, network, vocabulary, work.side, work.settings)
+    return {"scenes": len(keys)}

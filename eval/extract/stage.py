@@ -13,17 +13,13 @@ from data.pipeline.artifacts import Artifact
 from data.pipeline.run import Run
 from data.pipeline.stage import Input, PartSpec, Stage
 from embed.encoding.threads import one_thread
-from eval.extract.attributes import save_classifier, train_classifier
 from eval.extract.clip import ClipExtractor
 from eval.extract.extractor import Arrays, Extractor
 from eval.images import ImageSet
 from eval.prompts import read_prompts
-from eval.real_images import RealSource, read_pixels
-from eval.settings import AttributeSettings, EvalSettings
 
 FILE = "features.parquet"
 TEXTS = "texts"  # the captions' own features, beside those of images
-CLASSIFIER = "eval/attributes"
 
 
 @dataclass(frozen=True)
@@ -49,16 +45,6 @@ class TextsWork:
 
     prompts: Path
     clip: ClipExtractor
-
-
-@dataclass(frozen=True)
-class ClassifierWork:
-    """The attribute classifier's training."""
-
-    real: RealSource
-    settings: AttributeSettings
-    side: int
-    seed: int
 
 
 def features_folder(extractor: Extractor, name: str) -> str:
@@ -129,23 +115,3 @@ def _arrays(table: pa.Table) -> Arrays:
             column = table[name].combine_chunks()
             found[name] = column.flatten().to_numpy().reshape(len(table), column.type.list_size)
     return found
-
-
-def classifier_stage(run: Run, side: int) -> Stage:
-    """The run's attribute classifier, trained on real training scenes of `side` pixels, one part."""
-    real, settings = RealSource.of(run), run.config[EvalSettings].attributes
-    chosen = settings.model_dump(mode="json") | {"side": side, "seed": run.seed}
-    part = PartSpec("model", real.inputs, ClassifierWork(real, settings, side, run.seed))
-    return Stage("attribute-classifier", 1, run.folder / CLASSIFIER, chosen, [part], train_attributes, unit="models")
-
-
-def train_attributes(spec: PartSpec, attempt: Path) -> dict[str, int]:
-    """Train and save the classifier, on one torch thread."""
-    work: ClassifierWork = spec.work
-    real = work.real.open()
-    keys = real.train(work.seed, "attributes")[: work.settings.scenes]
-    pixels, truths = read_pixels(real.reader, keys, work.side), [real.truth(key) for key in keys]
-    with one_thread():
-        network, vocabulary = train_classifier(pixels, truths, work.settings, work.seed)
-    save_classifier(attempt, network, vocabulary, work.side, work.settings)
-    return {"scenes": len(keys)}

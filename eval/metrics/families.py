@@ -1,9 +1,14 @@
-"""Every metric there is, one row each. To add one: a file with its arithmetic and a function of a `Subject`, and a row here."""
+"""Every metric there is, one row each. To add one: a file with its arithmetic and a function of a `Subject`, and a row here.
 
-from collections.abc import Callable, Iterator
+A run that has metrics measures them again, from the features it has, when rows come, go or raise their `version`.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
+from data.pipeline.errors import Code, UserError
 from eval.metrics.accuracy import measure_accuracy
 from eval.metrics.clip_score import measure_clip_score, measure_hessel, measure_r_precision
 from eval.metrics.diversity import measure_diversity
@@ -18,6 +23,7 @@ class Family:
 
     `about` says of which images: "captions" of those that were made for the prompts (and the prompts' own), "distance" of a set as a
     whole against the reference, "classifier" of held-out real images, to tell how far the judge of attributes is to be trusted.
+    `version` is raised whenever its numbers change for equal features.
     """
 
     name: str
@@ -27,6 +33,7 @@ class Family:
     citation: str
     measure: Callable[[Subject], Iterator[Found]]
     about: Literal["captions", "distance", "classifier"] = "captions"
+    version: int = 1
 
     def metric(self, space: str | None = None, what: str | None = None, scope: str | None = None) -> Metric:
         return Metric(self.name, space, what, scope, self.direction, self.unit, self.citation)
@@ -69,3 +76,19 @@ FAMILIES = {
 }  # fmt: skip
 DISTANCES = tuple(name for name, family in FAMILIES.items() if family.about == "distance")
 FOLLOWING = tuple(name for name, family in FAMILIES.items() if family.about == "captions")
+
+
+def versions() -> dict[str, int]:
+    """Name -> version of every family, in their order: what the metrics of a run are measured by."""
+    return {name: family.version for name, family in FAMILIES.items()}
+
+
+def stored_metric(path: Path, row: Mapping[str, Any]) -> Metric:
+    """The metric of a row (`family, space, what, scope`) of the file `path`. Raises UserError for a family that has no row here."""
+    family = FAMILIES.get(row["family"])
+    if family is None:
+        raise UserError(
+            f"{path} holds numbers of the family {row['family']!r}, which this version of the toolkit does not know; "
+            f"run `python -m eval metrics` again", Code.OTHER_VERSION,
+        )  # fmt: skip
+    return family.metric(row["space"], row["what"], row["scope"])

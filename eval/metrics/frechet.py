@@ -17,7 +17,7 @@ from eval.metrics.subject import Found, Space, Subject
 from eval.statistics import intervals
 from eval.statistics.moments import Floats, as_matrix
 
-ENOUGH_SAMPLES = 10_000
+ENOUGH_IMAGES = 10_000
 EXACT_RANK = 1024
 
 
@@ -65,13 +65,13 @@ def frechet_draws(
 ) -> Floats:
     """Distances (draws,) of resampled features (n, d) to a fixed reference, which is factored once.
 
-    `groups` (n,) is each sample's caption, `weights` (draws, captions) how often each caption was drawn. The reference's
+    `groups` (n,) is each image's caption, `weights` (draws, captions) how often each caption was drawn. The reference's
     own sampling is not part of the spread. Cost: one k x k eigvalsh a draw, k = min(n, rank of the reference).
     """
     x = as_matrix(features) - reference.mean
     z = x @ reference.factor
     if z.shape[1] > len(z):
-        # The resampled covariance lives in the row space of z: turn it to as few coordinates as there are samples.
+        # The resampled covariance lives in the row space of z: turn it to as few coordinates as there are images.
         z = np.asarray(np.linalg.qr(z.T, mode="r")).T
     squares = np.sum(x**2, axis=1)
     draws = np.empty(len(weights))
@@ -87,7 +87,7 @@ def frechet_draws(
 
 def small_n_warning(n: int, m: int, d: int) -> str | None:
     """Names the upward bias of a distance from `n` images to `m` references in `d` dimensions; None when both are plenty."""
-    smallest, enough = min(n, m), max(ENOUGH_SAMPLES, 10 * d)
+    smallest, enough = min(n, m), max(ENOUGH_IMAGES, 10 * d)
     if smallest >= enough:
         return None
     return (

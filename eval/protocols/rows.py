@@ -8,7 +8,7 @@ from typing import Any
 from data.pipeline.artifacts import Receipt
 from eval.metrics.measure import difference
 from eval.metrics.metric import Measured, Metric
-from eval.protocols.measuring import read_measured
+from eval.protocols.part import read_measured
 from eval.table import Row, Whose, chance_rows, rows_of, write_rows
 
 FOLDER, FILE = "eval/metrics", "metrics.parquet"

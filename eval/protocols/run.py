@@ -11,20 +11,20 @@ from data.pipeline.executors import Executor
 from data.pipeline.run import Run
 from data.pipeline.runner import run_stage, run_stages
 from data.pipeline.stage import Input, PartSpec, Stage
-from eval.extract.attributes import AttributeExtractor
+from eval.extract.attributes import AttributeExtractor, classifier_stage
 from eval.extract.clip import ClipExtractor
 from eval.extract.extractor import Extractor
 from eval.extract.inception import InceptionExtractor
-from eval.extract.stage import TEXTS, classifier_stage, features_folder, features_stage, texts_stage
+from eval.extract.stage import TEXTS, features_folder, features_stage, texts_stage
 from eval.images import ImageSet
 from eval.metrics.families import CLASSIFIER as CLASSIFIER_FAMILY
-from eval.metrics.families import DISTANCES, FOLLOWING
-from eval.protocols.measuring import Judged, Measuring, Texts, measure_part
+from eval.metrics.families import DISTANCES, FOLLOWING, versions
+from eval.protocols.part import Measuring, SetFeatures, Texts, measure_part
 from eval.protocols.rows import FILE, FOLDER, write_table
 from eval.protocols.sets import PROMPT_SET, Sets, SystemImages
 from eval.settings import EvalSettings
 from eval.systems import image_side
-from eval.table import Whose, read_rows
+from eval.table import Whose, read_facts
 from training.settings import SystemsSettings
 
 VERSION = 1
@@ -36,7 +36,7 @@ def compute_metrics(run: Run, executor: Executor) -> Path:
     run_stages(evaluation.features_stages(), executor, run.logs)
     stage = evaluation.metrics_stage()
     path = run.folder / FOLDER / FILE
-    if path.is_file() and read_rows(path)[1] != evaluation.facts():
+    if path.is_file() and read_facts(path) != evaluation.facts():
         Artifact(stage.folder).manifest_path.unlink(
             missing_ok=True
         )  # the table is written again from the parts that stand
@@ -121,9 +121,11 @@ class Evaluation:
             parts.append(
                 self._part("real-classifier", sets.held_out, [judges.attributes], real, families, False, truths)
             )
-        settings = {"bootstrap_draws": self.run.config[EvalSettings].bootstrap_draws, "seed": self.run.seed}
+        draws = self.run.config[EvalSettings].bootstrap_draws
+        settings = {"bootstrap_draws": draws, "seed": self.run.seed, "families": versions()}
         finish = partial(write_table, [part.work.whose for part in parts], self.facts())
-        return Stage("metrics", VERSION, self.run.folder / FOLDER, settings, parts, measure_part, finish)
+        # Movable: where families come or go, all is measured again, which takes features alone.
+        return Stage("metrics", VERSION, self.run.folder / FOLDER, settings, parts, measure_part, finish, movable=True)
 
     def _part_of_system(self, one: SystemImages) -> PartSpec:
         whose = Whose("system", one.system, one.guidance, one.settings_hash)
@@ -135,7 +137,7 @@ class Evaluation:
     ) -> PartSpec:  # fmt: skip
         run, clip = self.run, self.judges.clip
         inputs = [Input(f"prompts/{PROMPT_SET}", self.sets.prompt_set.digest()), self._input(clip, TEXTS)]
-        judged = []
+        under = []
         for extractor in extractors:
             features, reference = self._input(extractor, images.name), None
             inputs.append(features)
@@ -143,13 +145,13 @@ class Evaluation:
                 fitted = self._input(extractor, self.sets.reference.name)
                 inputs.append(fitted)
                 reference = (run.folder / fitted.of, fitted.digest)
-            judged.append(Judged(extractor.spaces, run.folder / features.of, reference))
+            under.append(SetFeatures(extractor.spaces, run.folder / features.of, reference))
         texts = Texts(self.sets.prompt_set.folder, run.folder / features_folder(clip, TEXTS), clip.label)
         attributes = self.judges.attributes
         if attributes is not None:
             inputs += attributes.inputs
         work = Measuring(
-            whose, families, tuple(judged), texts, attributes.folder if attributes is not None else None, of_prompts, truths,
+            whose, families, tuple(under), texts, attributes.folder if attributes is not None else None, of_prompts, truths,
             run.config[EvalSettings].bootstrap_draws, run.seed,
         )  # fmt: skip
         return PartSpec(name, tuple(inputs), work)

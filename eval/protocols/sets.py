@@ -13,6 +13,7 @@ from eval.images import GeneratedImages
 from eval.prompts import Prompt, read_prompts
 from eval.real_images import RealImages, RealSet, RealSource
 from eval.settings import EvalSettings
+from eval.stages import set_label
 from eval.systems import image_side
 from training.settings import SystemsSettings
 
@@ -29,7 +30,7 @@ class SystemImages:
 
     @property
     def label(self) -> str:
-        return f"{self.system}@{self.guidance:g}"
+        return set_label(self.system, self.guidance)
 
     @property
     def settings_hash(self) -> str:
@@ -69,8 +70,8 @@ class Sets:
         chosen = {"reference": reference, "real": own + extra, "prompts": own}
         if real.has_attributes:
             chosen["held-out"] = real.held_out(run.seed, "classifier")[: settings.attributes.held_out]
-        inputs = (*source.inputs, Input(f"prompts/{PROMPT_SET}", prompt_set.digest()))
-        sets = {name: RealSet(name, source.dataset, tuple(keys), side, inputs) for name, keys in chosen.items()}
+        sources = (*source.inputs, Input(f"prompts/{PROMPT_SET}", prompt_set.digest()))
+        sets = {name: RealSet(name, source.dataset, tuple(keys), side, sources) for name, keys in chosen.items()}
         return cls(
             side, prompts, prompt_set, generated, sets["reference"], sets["real"], sets["prompts"], sets.get("held-out"),
             dict(Counter(real.meta[key]["split"] for key in reference)),

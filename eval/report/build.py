@@ -12,11 +12,11 @@ from typing import Any
 
 from data.dataset.settings import DatasetSettings
 from data.generations import find_generations
-from data.pipeline.artifacts import Artifact, publish_bytes, publish_json, read_json
+from data.pipeline.artifacts import Artifact, fingerprint, publish_bytes, publish_json, read_json
 from data.pipeline.config import Config, without_passwords
 from data.pipeline.cost import SUMMARY
 from data.pipeline.executors import InProcess
-from data.pipeline.lineage import Lineage
+from data.pipeline.lineage import Lineage, graph
 from data.pipeline.provenance import provenance
 from data.pipeline.run import Run
 from data.pipeline.runner import run_stage
@@ -25,11 +25,10 @@ from data.reports.funnel import funnel_rows
 from embed.settings import ClipSettings
 from eval.protocols.rows import FILE, FOLDER
 from eval.report.figures import PALETTE, figures
-from eval.report.lineage import lineage_nodes
 from eval.report.page import render
 from eval.report.pictures import pictures
 from eval.settings import EvalSettings
-from eval.stages import RESULTS, results_digest
+from eval.stages import human_results, results_digest
 from eval.table import read_rows
 from training.settings import SystemsSettings
 
@@ -64,7 +63,18 @@ def _inputs(run: Run) -> list[Input]:
                 folder = find_generations(run.folder, system, prompt_set, scale).folder
                 names.append(folder.relative_to(run.folder).as_posix())
     found = [Input(name, lineage.require(name, _command(name)).digest()) for name in names]
-    return [*found, Input("@results", results_digest(run, ""))]
+    return [*found, Input("@results", results_digest(run, "")), Input("@shown", fingerprint(shown(run)))]
+
+
+def shown(run: Run) -> dict[str, Any]:
+    """What the page shows of the config itself."""
+    systems = list(run.config[SystemsSettings].rows)
+    return {
+        "title": f"{run.folder.name}: {' and '.join(systems)}",
+        "systems": systems,
+        "labels": labels(run.config),
+        "config": without_passwords(run.config.to_dict()),
+    }
 
 
 def _command(name: str) -> str | None:
@@ -76,23 +86,21 @@ def make_report(spec: PartSpec, attempt: Path) -> dict[str, int]:
     """Write both files."""
     run = spec.work.run
     rows, facts = read_rows(run.folder / FOLDER / FILE)
-    systems = list(run.config[SystemsSettings].rows)
-    report = {
-        "title": f"{run.folder.name}: {' and '.join(systems)}",
-        "systems": systems,
-        "labels": labels(run.config),
+    people, funnel = human_results(run), funnel_rows(run)
+    nodes = graph(run)
+    report = shown(run) | {
         "facts": facts,
         "metrics": [row.to_json() for row in rows],
-        "funnel": [asdict(row) for row in funnel_rows(run)],
-        "human_evaluation": optional_json(run.folder / RESULTS, "results of the human evaluation"),
+        "funnel": [asdict(row) for row in funnel],
+        "human_evaluation": people.content,
+        "human_evaluation_note": people.note,
         "cost": optional_json(run.logs / SUMMARY, "record of the run's cost"),
-        "lineage": [asdict(node) for node in lineage_nodes(run) if node.name != REPORT],
+        "lineage": [asdict(node) for node in nodes if node.name != REPORT],
         "artifacts": artifact_digests(run),
-        "config": without_passwords(run.config.to_dict()),
         "provenance": provenance(),
     }
     publish_json(attempt / JSON_FILE, finite(report))
-    page = render(report, rows, pictures(run), figures(run, rows), PALETTE)
+    page = render(report, rows, pictures(run), figures(rows, report["systems"], funnel, nodes), PALETTE)
     publish_bytes(attempt / HTML_FILE, page.encode())
     return {"numbers": len(rows)}
 

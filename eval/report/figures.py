@@ -10,14 +10,13 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from data.pipeline.run import Run
-from data.reports.funnel import draw_funnel, funnel_rows
+from data.pipeline.lineage import Node
+from data.reports.funnel import FunnelRow, draw_funnel
 from eval.images import write_png
 from eval.metrics.metric import TWO_OBJECTS
-from eval.report.lineage import draw_lineage, lineage_nodes
+from eval.report.lineage import draw_lineage
 from eval.report.page import in_order, title_of
 from eval.table import Row
-from training.settings import SystemsSettings
 
 # Of systems by their position in the config; the page has a class of the same number for each.
 PALETTE = ("#1f6f8b", "#c8553d", "#6a4c93", "#4f772d", "#b5651d", "#ad2e5f", "#3d5a80", "#7a6c5d")
@@ -38,14 +37,15 @@ def figure_url(figure: Figure) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def figures(run: Run, rows: Sequence[Row]) -> Mapping[str, Any]:
+def figures(
+    rows: Sequence[Row], systems: Sequence[str], funnel: list[FunnelRow], nodes: Sequence[Node]
+) -> Mapping[str, Any]:
     """Guidance curves of every metric but the two-object details, the funnel, and the lineage, as data URLs."""
-    systems = list(run.config[SystemsSettings].rows)
     metrics = in_order(r.metric for r in rows if r.kind == "system" and r.metric.scope != TWO_OBJECTS)
     curves = [figure_url(guidance_curve([r for r in rows if r.metric == m], systems, title_of(m))) for m in metrics]
     return {
-        "curves": curves, "funnel": figure_url(draw_funnel(funnel_rows(run))),
-        "lineage": figure_url(draw_lineage(lineage_nodes(run))),
+        "curves": curves, "funnel": figure_url(draw_funnel(funnel)),
+        "lineage": figure_url(draw_lineage(nodes)),
     }  # fmt: skip
 
 

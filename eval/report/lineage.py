@@ -1,20 +1,18 @@
 """The run's lineage as a picture: which artifact was made from which, by which command, stale or not and why."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
 from data.pipeline.artifacts import fingerprint
-from data.pipeline.lineage import Lineage, Node, graph, row_of
-from data.pipeline.run import Run
+from data.pipeline.lineage import Node, row_of
 
 SHOWN = 12  # hexadecimal digits of a digest
 WIDTH, HEIGHT = 0.9, 0.62  # of a box, in units of the grid
 COLOURS = {"complete": "#e8f1f4", "stale": "#fbe0c3", "incomplete": "#eeeeee"}
-FACTS = {"@clip": "clip"}  # facts that an artifact of the run tells, where there is one
 
 
 @dataclass(frozen=True)
@@ -28,22 +26,6 @@ class Box:
     state: str
     made_from: tuple[str, ...]
     level: int
-
-
-def lineage_nodes(run: Run) -> list[Node]:
-    """Every artifact of a run with what it was made from, the CLIP that the run trained among it."""
-    nodes, lineage = graph(run), Lineage(run)
-    names = {node.name for node in nodes}
-    return [
-        replace(
-            node,
-            made_from=(
-                *node.made_from,
-                *(FACTS[of] for of in lineage.made_from(node.name) if of in FACTS and FACTS[of] in names),
-            ),
-        )
-        for node in nodes
-    ]
 
 
 def boxes(nodes: Sequence[Node]) -> list[Box]:

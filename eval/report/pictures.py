@@ -60,7 +60,7 @@ def _side_by_side(run: Run, settings: EvalSettings, systems: Sequence[str]) -> l
 
 
 def _by_prompt(artifact: Artifact, prompts: Sequence[str] | None = None) -> dict[str, NDArray[np.uint8]]:
-    """prompt_id -> uint8 (images, h, w, 3) in the order of the sample index."""
+    """prompt_id -> uint8 (images, h, w, 3) in the order of their number."""
     files: dict[str, list[str]] = {}
     for row in read_generations(artifact).select(["prompt_id", "file"]).to_pylist():
         if prompts is None or row["prompt_id"] in prompts:

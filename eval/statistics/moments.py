@@ -1,4 +1,4 @@
-"""Streaming float64 moments of features."""
+"""Mean and scatter of features in float64, of all at once."""
 
 from dataclasses import dataclass
 

@@ -128,6 +128,7 @@ def _image_indices(kind: str, prompt: str, a: Source, b: Source, name: Naming) -
         raise UserError(
             f"{a.artifact.folder} and {b.artifact.folder} share no image index for prompt {prompt!r}; generate both alike"
         )
+    # The word is part of what is hashed: another one would draw other images.
     return [min(common, key=lambda i: name("sample", kind, prompt, str(i)))]
 
 

@@ -69,7 +69,10 @@ def test_a_checkpoint_is_found_from_another_folder(
 def test_scores_of_a_stale_cache_are_refused(own_run: Run) -> None:
     """A shard is another one than was embedded."""
     receipt = own_run.dataset.folder / "parts" / "00001.json"
-    receipt.write_text(receipt.read_text().replace('"sha256":"', '"sha256":"0', 1))
+    manifest = own_run.dataset.manifest_path
+    before = receipt.read_text()
+    receipt.write_text(before.replace('"sha256":"', '"sha256":"0', 1))
+    manifest.write_text(manifest.read_text().replace(before.strip(), receipt.read_text().strip()))
     with pytest.raises(UserError, match="embeddings is stale .dataset:00001 has changed since") as refused:
         build_scores(own_run, InProcess())
     assert refused.value.code == Code.STALE

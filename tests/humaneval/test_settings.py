@@ -47,7 +47,7 @@ REFUSED: list[tuple[dict[str, Any] | None, dict[str, Any], str]] = [
     ({"system_a": arm("dalle")}, {}, "system_a is 'dalle', which is no row of .systems.; rows: unclip, glide"),
     ({"system_b": arm("glide")}, {"systems": {"a": {"decoder": "decoder"}, "b": {"decoder": "glide"}}},
      "system_b is 'glide'.* rows: a, b"),
-    ({"system_a": arm("glide")}, {}, "both glide at guidance 2; compare two"),
+    ({"system_a": arm("glide"), "system_b": arm("glide", 2.0)}, {}, "both glide at guidance 2; compare two"),
     ({"questions": {"caption_similarity": 341}}, {}, "caption_similarity = 341, but eval.captions.captions = 340"),
     ({"questions": {"diversity": 21}}, {}, "diversity = 21, but eval.grids.captions = 20"),
     (None, {"eval": {"grids": {"captions": 20, "images": 15}}}, "eval.grids.images = 15"),
@@ -74,7 +74,7 @@ def test_every_front_door_refuses_it(tmp_path: Path, capsys: pytest.CaptureFixtu
     from data.pipeline.cli import Command, front_door
 
     toml = tmp_path / "late.toml"
-    toml.write_text('[run]\nname = "late"\n[dataset.scenes]\nsamples = 4\n[eval]\nguidance = [1.0, 3.0]\n')
+    toml.write_text('[run]\nname = "late"\n[dataset.scenes]\nsamples = 40000\n[eval]\nguidance = [1.0, 3.0]\n')
     commands = (Command("go", "", lambda *_: pytest.fail("it ran")),)
     assert front_door("room", "", commands, ["go", "--config", str(toml)]) == 2
     assert "eval.grid_guidance" in capsys.readouterr().err
@@ -85,6 +85,8 @@ def test_the_systems_are_the_first_two_rows_unless_named() -> None:
     rows = {name: {"decoder": "glide"} for name in ("z", "y", "x")}
     assert compared(config(systems=rows)) == (Arm("z", 2.0), Arm("y", 2.0))
     assert compared(config({"system_b": arm("x", 2.0)}, systems=rows)) == (Arm("z", 2.0), Arm("x", 2.0))
+    assert compared(config({"system_a": arm("y")}, systems=rows)) == (Arm("y", 2.0), Arm("z", 2.0))
+    assert compared(config({"system_b": arm("z", 1.0)}, systems=rows)) == (Arm("y", 2.0), Arm("z", 1.0))
     one = config(systems={"z": {"decoder": "glide"}})
     assert compared(one) is None and not asks_for_study(one)
     assert asks_for_study(config()) and not asks_for_study(

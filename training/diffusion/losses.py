@@ -6,7 +6,7 @@ BUCKETS = 4
 
 
 def losses(output: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error of each sample in float32, (n,)."""
+    """Mean squared error of each row in float32, (n,)."""
     return (output.float() - target.float()).square().flatten(1).mean(1)
 
 

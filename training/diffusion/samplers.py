@@ -1,6 +1,6 @@
 """Samplers. One knows only `model(x, t, cond)`: x (n, ...), t int64 (n,), cond opaque; guidance is a wrapper of the same shape.
 
-Noise is drawn for each sample from its own generator, so that a sample depends on its seed and not on its neighbours.
+Noise is drawn for each row from its own generator, so that what is drawn depends on its seed and not on its neighbours.
 """
 
 from collections.abc import Callable, Sequence

@@ -2,6 +2,10 @@
 
 import os
 
+import torch
+from torch import Tensor
+from torch.distributed.nn.functional import all_gather
+
 
 def rank_and_ranks() -> tuple[int, int]:
     """This process's number among all of a launcher's, and how many there are; (0, 1) without a launcher."""
@@ -11,3 +15,9 @@ def rank_and_ranks() -> tuple[int, int]:
 def local_rank() -> int:
     """This process's number among those on this machine."""
     return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def of_all_ranks(rows: Tensor) -> Tensor:
+    """The rows of all processes, one's after the other's, and through them gradients to where they came from; every process brings
+    equally many. Without a launcher just `rows`."""
+    return rows if rank_and_ranks()[1] == 1 else torch.cat(all_gather(rows))

@@ -126,9 +126,9 @@ class Trainer(Generic[B]):
         self.done.log += [(self.done.step, f"val/{name}", value) for name, value in sorted(found.items())]
 
     def save(self) -> None:
+        """The first process saves for all, and by its own clock: nobody waits for the others here, whose clocks differ."""
         if self.accelerator.is_main_process:
             save_state(self.folder, self.network, self.ema, self.optimiser, self.done)
-        self.accelerator.wait_for_everyone()
 
 
 def final_numbers(log: Sequence[LogRow]) -> dict[str, float]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from data.pipeline.errors import UserError
 from embed.clip.model import Clip
+from training.loop.precision import plain_attention
 from training.networks.conditions import Captions
 
 
@@ -28,7 +29,8 @@ def captions_of(clip: Clip, ids: Tensor, with_states: bool = False) -> Captions:
     if not with_states:
         return Captions(ids, clip.token_counts(ids))
     distinct, rows = torch.unique(ids, dim=0, return_inverse=True)
-    states = [clip.token_states(one) for one in distinct.split(1)]
+    with plain_attention(clip.device):  # as in trainings
+        states = [clip.token_states(one) for one in distinct.split(1)]
     return Captions(ids, clip.token_counts(ids), torch.cat(states)[rows])
 
 

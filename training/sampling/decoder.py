@@ -13,7 +13,7 @@ from training.checkpoints import Trained, load_trained
 from training.diffusion.guidance import guided
 from training.diffusion.samplers import NoiseStream, ddim
 from training.loop.pixels import to_uint8
-from training.loop.precision import computing, device_of
+from training.loop.precision import computing, device_of, plain_attention
 from training.networks.conditions import DecoderCondition
 from training.networks.unet import build_decoder
 from training.sampling.batches import captions_of, fixed_batches, require_counts
@@ -39,15 +39,16 @@ def sample_decoder(
     device, network = device_of(decoder.network), decoder.network
     z = torch.zeros(len(ids), decoder.config["clip"]["embed_dim"]) if z_i is None else z_i
     found = []
-    for rows, count in fixed_batches(len(ids), batch):
-        noise = NoiseStream([seeds[row] for row in rows], "decoder")
-        cond = DecoderCondition(
-            captions_of(clip, ids[rows], network.reads_states).to(device), z[rows].to(device),
-            torch.full((batch,), drop_caption, device=device), torch.full((batch,), z_i is None, device=device),
-        )  # fmt: skip
-        with computing(decoder.precision, device):
-            model = guided(network, network.encode(cond.null()), guidance)
-            x = noise.draw(3, network.side, network.side).to(device)
-            x = ddim(model, decoder.process, x, network.encode(cond), steps, noise, eta, lambda x0: x0.clamp(-1, 1))
-        found.append(to_uint8(x[:count]).permute(0, 2, 3, 1).cpu().numpy())
+    with plain_attention(device):
+        for rows, count in fixed_batches(len(ids), batch):
+            noise = NoiseStream([seeds[row] for row in rows], "decoder")
+            cond = DecoderCondition(
+                captions_of(clip, ids[rows], network.reads_states).to(device), z[rows].to(device),
+                torch.full((batch,), drop_caption, device=device), torch.full((batch,), z_i is None, device=device),
+            )  # fmt: skip
+            with computing(decoder.precision, device):
+                model = guided(network, network.encode(cond.null()), guidance)
+                x = noise.draw(3, network.side, network.side).to(device)
+                x = ddim(model, decoder.process, x, network.encode(cond), steps, noise, eta, lambda x0: x0.clamp(-1, 1))
+            found.append(to_uint8(x[:count]).permute(0, 2, 3, 1).cpu().numpy())
     return np.concatenate(found) if found else np.zeros((0, network.side, network.side, 3), np.uint8)

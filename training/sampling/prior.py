@@ -10,7 +10,7 @@ from data.pipeline.artifacts import Artifact
 from training.checkpoints import Trained, load_trained
 from training.diffusion.guidance import guided
 from training.diffusion.samplers import NoiseStream, ancestral
-from training.loop.precision import computing, device_of
+from training.loop.precision import computing, device_of, plain_attention
 from training.networks.conditions import Captions, PriorCondition
 from training.networks.prior import build_prior
 from training.sampling.batches import fixed_batches, require_counts
@@ -34,18 +34,19 @@ def sample_prior(
     require_counts(n, z_t=z_t, seeds=seeds)
     device = device_of(prior.network)
     found = []
-    for rows, count in fixed_batches(n, batch):
-        z = z_t[rows].to(device)
-        chosen = Captions(captions.ids[rows], captions.counts[rows]).to(device)
-        cond = PriorCondition(chosen, z, torch.zeros(batch, dtype=torch.bool, device=device))
-        draws = []
-        for candidate in range(candidates):
-            noise = NoiseStream([seeds[row] for row in rows], f"prior {candidate}")
-            x = noise.draw(z.shape[1]).to(device)
-            with computing(prior.precision, device):
-                x = ancestral(guided(prior.network, cond.null(), guidance), prior.process, x, cond, steps, noise)
-            draws.append(normalize(prior.network.unscale(x), dim=-1))
-        found.append(keep_closest(torch.stack(draws), z)[:count].cpu())
+    with plain_attention(device):
+        for rows, count in fixed_batches(n, batch):
+            z = z_t[rows].to(device)
+            chosen = Captions(captions.ids[rows], captions.counts[rows]).to(device)
+            cond = PriorCondition(chosen, z, torch.zeros(batch, dtype=torch.bool, device=device))
+            draws = []
+            for candidate in range(candidates):
+                noise = NoiseStream([seeds[row] for row in rows], f"prior {candidate}")
+                x = noise.draw(z.shape[1]).to(device)
+                with computing(prior.precision, device):
+                    x = ancestral(guided(prior.network, cond.null(), guidance), prior.process, x, cond, steps, noise)
+                draws.append(normalize(prior.network.unscale(x), dim=-1))
+            found.append(keep_closest(torch.stack(draws), z)[:count].cpu())
     return torch.cat(found) if found else torch.zeros(0, z_t.shape[1])
 
 

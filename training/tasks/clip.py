@@ -27,7 +27,7 @@ from data.views.reading import kept_pairs
 from embed.clip.model import BPE_FILE, load_clip_folder, save_clip, shrink_bpe, tokenizer_for
 from training.checkpoints import LOG, write_log
 from training.loop.pixels import Pixels, Share
-from training.loop.ranks import rank_and_ranks
+from training.loop.ranks import of_all_ranks, rank_and_ranks
 from training.loop.state import LogRow
 from training.loop.trainer import Trainer, final_numbers
 from training.seeds import seeded
@@ -125,9 +125,7 @@ class ClipTask:
         drawn = (torch.rand(len(items), generator=generator) * self.counts[items]).long()
         images = normalised(batch.pixels).to(device)
         z_i, z_t, scale = model(images, self.ids[self.first[items] + drawn].to(device))
-        logits = scale.float() * z_i.float() @ z_t.float().T
-        truth = torch.arange(len(items), device=device)
-        return (cross_entropy(logits, truth) + cross_entropy(logits.T, truth)) / 2
+        return contrastive(z_i.float(), z_t.float(), scale.float())
 
     def validate(self, network: nn.Module, device: torch.device) -> dict[str, float]:
         """Retrieval among distinct held-out images, each with its first caption."""
@@ -138,6 +136,15 @@ class ClipTask:
             z_i.append(found[0].double().cpu())
             z_t.append(found[1].double().cpu())
         return retrieval(torch.cat(z_i), torch.cat(z_t))
+
+
+def contrastive(z_i: Tensor, z_t: Tensor, scale: Tensor) -> Tensor:
+    """Symmetric cross-entropy among all pairs of unit vectors (n, d), those of a launcher's other processes included. The mean of the
+    processes' gradients is then that of one process with all the pairs."""
+    z_i, z_t = of_all_ranks(z_i), of_all_ranks(z_t)
+    logits = scale * z_i @ z_t.T
+    truth = torch.arange(len(logits), device=logits.device)
+    return (cross_entropy(logits, truth) + cross_entropy(logits.T, truth)) / 2
 
 
 def retrieval(z_i: Tensor, z_t: Tensor) -> dict[str, float]:
@@ -160,7 +167,7 @@ def make_clip(spec: PartSpec, attempt: Path) -> Mapping[str, int]:
     """Train, and write a CLIP's files into `attempt`."""
     work: Work = spec.work
     run, settings = work.run, work.run.config[ClipTrainingSettings]
-    with training_alone():
+    with training_alone(work.state):
         train, val = captioned_images(run, "train"), captioned_images(run, "val", settings.validation_samples)
         vocab_size = shrink_bpe([caption for captions in train.captions for caption in captions], attempt / BPE_FILE)
         config, size = model_config(settings.architecture, vocab_size), settings.architecture.image_size

@@ -133,7 +133,7 @@ def make_decoder(spec: PartSpec, attempt: Path) -> Mapping[str, int]:
     """Train the decoder or its twin, by `work.name`, and write the model's files into `attempt`."""
     work: Work = spec.work
     settings, seed = work.run.config[DecoderSettings], work.run.seed
-    with training_alone() as device:
+    with training_alone(work.state) as device:
         pairs = read_pairs(work, device)
         with open_pixels(work.run, pairs, settings) as pixels:
             task = DecoderTask(work.name, settings, pairs, pixels, seed)

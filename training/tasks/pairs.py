@@ -10,6 +10,7 @@ from data.pipeline.stage import PartSpec
 from embed.clip.model import Clip
 from embed.reading.reader import EmbeddingReader, PairBatch
 from training.checkpoints import Description
+from training.loop.precision import plain_attention
 from training.networks.conditions import Captions, ClipShape
 from training.settings import DecoderSettings, PriorSettings
 from training.tasks.part import Work
@@ -43,13 +44,12 @@ def described(kind: str, settings: PriorSettings | DecoderSettings, clip: ClipSh
 
 
 def captions_in(pairs: PairBatch, clip: Clip | None = None) -> Captions:
-    """The captions of pairs of the cache; with the states of `clip`'s text tower where it is given, in float32 whatever precision
-    is trained in."""
+    """The captions of pairs of the cache; with the states of `clip`'s text tower where it is given, by the attention kernel of
+    trainings also on a thread that reads ahead."""
     if clip is None:
         return Captions(pairs.token_ids, pairs.n_tokens)
-    with torch.autocast(clip.device.type, enabled=False):
-        states = clip.token_states(pairs.token_ids)
-    return Captions(pairs.token_ids, pairs.n_tokens, states.clone())  # an inference tensor could not be trained on
+    with plain_attention(clip.device):
+        return Captions(pairs.token_ids, pairs.n_tokens, clip.token_states(pairs.token_ids))
 
 
 def spread(n: int, count: int) -> NDArray[np.int64]:

@@ -82,7 +82,7 @@ def cosines(drawn: Tensor, pairs: PairBatch, mean: Tensor) -> dict[str, float]:
     # Half way round: the neighbouring row is often another caption of the same image.
     other = drawn.roll(len(drawn) // 2, 0)
     against = {
-        "sample": drawn,
+        "drawn": drawn,
         "text": pairs.text_embedding,
         "mean": mean.expand_as(truth),
         "shuffled": other,
@@ -105,7 +105,7 @@ def make_prior(spec: PartSpec, attempt: Path) -> Mapping[str, int]:
     """Train, and write the model's files into `attempt`."""
     work: Work = spec.work
     settings, seed = work.run.config[PriorSettings], work.run.seed
-    with training_alone() as device:
+    with training_alone(work.state) as device:
         pairs = read_pairs(work, device)
         task = PriorTask(settings, pairs.shape, pairs.train, pairs.val, seed)
         average, log = Trainer(task, settings.optimiser, seed, work.state, settings.checkpoint_seconds).run()

@@ -3,10 +3,12 @@
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from data.pipeline.executors import OnDask, WhenWorthIt, open_executor
+from data.pipeline.errors import StageFailed
+from data.pipeline.executors import InProcess, OnDask, WhenWorthIt, WorkerDied, gather, open_executor
 from data.pipeline.settings import ClusterSettings
 
 pytestmark = pytest.mark.timeout(120)
@@ -48,3 +50,26 @@ def test_of_a_mixed_cluster_only_the_workers_with_the_resource_are_used(tmp_path
         for resource, pids in (("GPU", 1), (None, 2), ("TPU", 2)):
             outcomes = dict(OnDask(client, resource).run("x", who_and_when, calls, calls))
             assert len({pid for pid, _, _ in outcomes.values()}) == pids, resource
+
+
+class Dying(InProcess):
+    """The worker of call 1 dies `times` times."""
+
+    def __init__(self, times: int) -> None:
+        self.times = times
+
+    def run(self, name: str, function: Any, calls: Any, labels: Any) -> Any:
+        for label, outcome in super().run(name, function, calls, labels):
+            if label == 1 and self.times:
+                self.times -= 1
+                yield label, WorkerDied("gone")
+            else:
+                yield label, outcome
+
+
+def test_what_is_gathered_is_in_order_and_a_dead_worker_is_tried_again() -> None:
+    assert gather(Dying(2), "squares", pow, [(i, 2) for i in range(4)]) == [0, 1, 4, 9]
+    with pytest.raises(StageFailed, match="squares: the workers of 1 calls died 3 times"):
+        gather(Dying(3), "squares", pow, [(i, 2) for i in range(4)])
+    with pytest.raises(ZeroDivisionError):
+        gather(InProcess(), "x", divmod, [(1, 0)])

@@ -12,14 +12,17 @@ from data.pipeline.artifacts import Artifact
 from data.pipeline.cli import Command, front_door
 from data.pipeline.errors import StageFailed, UserError
 from data.pipeline.executors import InProcess
+from data.pipeline.lineage import Lineage
 from data.pipeline.run import Run
 from data.pipeline.runner import run_stage
-from data.pipeline.stage import PartSpec, Stage
+from data.pipeline.stage import Input, PartSpec, Stage
 from data.reports.funnel import funnel_rows
 from data.reports.status import run_status
 from data.scores.basic import build_basic_scores
 from data.scores.duplicates import build_duplicates
+from data.upkeep.apply_removal import remove
 from data.views.build import build_base_view, build_train_view
+from data.views.removal import Entry
 from tests.conftest import make_config
 
 FOLDER = {"samples_per_shard": 3, "image": {"size": 16, "format": "png"}}
@@ -179,3 +182,58 @@ def test_status_names_a_file_that_was_lost(tmp_path: Path, photos: Path) -> None
         assert status.detail == f"{shard} is missing or of another size than recorded"
     build_dataset(run, InProcess())
     assert run_status(run)[0].state == "complete"
+
+
+def test_a_stale_precious_artifact_is_used_with_a_note(
+    tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A model stays usable when more was downloaded or a threshold moved: it is what it is until it is deleted."""
+    run = Run.open(config(tmp_path, photos))
+    build_dataset(run, InProcess())
+    build_view(run)
+    build_train_view(run, InProcess())
+    part = PartSpec("model", (Input("views/train", run.view("train").digest()),))
+    model = run_stage(
+        Stage("train-prior", 1, run.model("prior").folder, {}, [part], write_nothing, precious=True), InProcess()
+    )
+    tables = run.config.to_dict()
+    tables["views"]["train"]["rules"] = [{"scores": "basic", "column": "caption_words", "max": 2}]
+    moved = Run.open(make_config(tmp_path, **tables))
+    build_train_view(moved, InProcess())
+    assert state(moved, "models/prior") == "stale"
+    assert Lineage(moved).require("models/prior").digest() == model.digest()
+    assert "note: models/prior is used as it is, though views/train has changed since" in capsys.readouterr().err
+
+
+def test_somebody_elses_view_that_keeps_removed_samples_is_stale_and_named(tmp_path: Path, photos: Path) -> None:
+    run = Run.open(config(tmp_path, photos))
+    build_dataset(run, InProcess())
+    build_view(run)
+    digests = run.view("base").part_digests()
+    parts = [
+        PartSpec(
+            name, (Input(f"scores/basic:{name}", run.scores("basic").part_digests()[name]),), run.view("base").folder
+        )
+        for name in digests
+    ]
+    run_stage(Stage("mine", 1, run.view("mine").folder, {}, parts, copy_view), InProcess())
+    run_stage(Stage("own", 1, run.folder / "mine", {}, parts, copy_view), InProcess())
+    assert Lineage(run).why_stale("views/mine") is None
+    lines = "\n".join(remove(run, {Entry("key", "000000000"): ["000000000"]}, InProcess()))
+    assert Lineage(run).why_stale("views/mine") == "it keeps samples that were removed since"
+    assert "views/mine: 00000.parquet names 1 of them" in lines and "  mine: 00000.parquet names 1 of them" in lines
+    assert "views/base" not in lines.partition("These have seen them")[2]
+
+
+def copy_view(spec: PartSpec, attempt: Path) -> dict[str, int]:
+    shutil.copy(spec.work / f"{spec.name}.parquet", attempt)
+    return {}
+
+
+def test_status_reads_the_users_files_once(tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run.open(config(tmp_path, photos))
+    build_dataset(run, InProcess())
+    asked: list[Run] = []
+    monkeypatch.setattr("data.stages.refuse_changed_source", asked.append)
+    run_status(run)
+    assert len(asked) == 1

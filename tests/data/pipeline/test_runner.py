@@ -300,3 +300,14 @@ def test_errors_keep_their_code_on_the_way_from_a_worker() -> None:
     found = pickle.loads(pickle.dumps(UserError("other config", Code.OTHER_CONFIG)))  # noqa: S301
     assert (str(found), found.code, found.exit_status) == ("other config", Code.OTHER_CONFIG, 2)
     assert pickle.loads(pickle.dumps(StageFailed("x"))).code == Code.PARTS_FAILED  # noqa: S301
+
+
+def refuse(spec: PartSpec, attempt: Path) -> dict[str, int]:
+    raise UserError("the loss is nan; lower lr")
+
+
+def test_a_users_mistake_in_one_stage_of_several_costs_the_others_nothing(tmp_path: Path) -> None:
+    bad, good = replace(stage(tmp_path / "bad", make=refuse), name="bad"), stage(tmp_path / "good")
+    with pytest.raises(UserError, match="the loss is nan"):
+        run_stages([bad, good], InProcess())
+    assert is_current(good) and not Artifact(tmp_path / "bad").is_complete()

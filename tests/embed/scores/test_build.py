@@ -48,15 +48,13 @@ def test_workers_and_other_runs_give_the_same_bytes(tmp_path: Path, executor: An
     assert trees[0] == trees[1] and len(trees[0]) == 2
 
 
-def test_another_threshold_asks_for_the_old_scores_to_go_and_leaves_the_cache_alone(tmp_path: Path) -> None:
+def test_another_threshold_makes_the_scores_again_and_leaves_the_cache_alone(tmp_path: Path) -> None:
     run = make_run(tmp_path, semantic={"threshold": 0.9})
     build_scores(run, InProcess())
     before = tree_bytes(run.embeddings.folder)
     other = Run.open(make_config(tmp_path, embeddings={"semantic": {"threshold": 0.8}}))
-    with pytest.raises(
-        UserError, match=r"was made with threshold = 0.9, this config says 0.8.* delete .*scores/semantic"
-    ):
-        build_scores(other, InProcess())
+    _, semantic = build_scores(other, InProcess())
+    assert semantic.settings()["threshold"] == 0.8 and semantic.verify() == []
     assert tree_bytes(run.embeddings.folder) == before
 
 

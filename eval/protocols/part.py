@@ -21,7 +21,7 @@ from eval.extract.attributes import LOGITS, AttributeExtractor, read_vocabulary
 from eval.extract.clip import EMBEDDING, SAME_CLIP, TEXT
 from eval.extract.extractor import FeatureSpace
 from eval.extract.stage import Features, read_features
-from eval.metrics.families import FAMILIES
+from eval.metrics.families import stored_metric
 from eval.metrics.gaussian import Gaussian
 from eval.metrics.measure import measure
 from eval.metrics.metric import Measured, Metric
@@ -52,7 +52,7 @@ MEASURED_SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True)
-class Judged:
+class SetFeatures:
     """A set under one extractor: its features, and those of the reference, each a folder and what digest it had."""
 
     spaces: tuple[FeatureSpace, ...]
@@ -79,7 +79,7 @@ class Measuring:
 
     whose: Whose
     families: tuple[str, ...]
-    judged: tuple[Judged, ...]
+    features: tuple[SetFeatures, ...]
     texts: Texts
     classifier: Path | None
     of_prompts: bool
@@ -100,10 +100,10 @@ def measure_part(spec: PartSpec, attempt: Path) -> dict[str, int]:
 
 
 def read_measured(path: Path) -> dict[Metric, Measured]:
-    """What `measure_part` wrote."""
+    """What `measure_part` wrote. Raises UserError for a family that this version does not know."""
     found = {}
     for row in pq.read_table(path, schema=MEASURED_SCHEMA).to_pylist():
-        metric = FAMILIES[row["family"]].metric(row["space"], row["what"], row["scope"])
+        metric = stored_metric(path, row)
         estimate = Estimate(row["value"], row["lo"], row["hi"], np.asarray(row["draws"], dtype=np.float64))
         found[metric] = Measured(
             estimate, row["n"], row["images"], tuple(row["warnings"]), tuple(row["own_warnings"]), row["chance"]
@@ -121,7 +121,7 @@ def _to_row(metric: Metric, m: Measured) -> dict[str, Any]:
 
 
 def _subject(work: Measuring) -> Subject:
-    features = [read_features(judged.features) for judged in work.judged]
+    features = [read_features(one.features) for one in work.features]
     prompts = read_prompts(Artifact(work.texts.prompts))
     groups, named = _captions(work, features[0], prompts)
     arrays = {name: array for one in features for name, array in one.arrays.items()}
@@ -151,11 +151,11 @@ def _captions(
 
 def _spaces(work: Measuring, arrays: Mapping[str, NDArray[np.float32]]) -> list[Space]:
     found = []
-    for judged in work.judged:
-        if judged.reference is None:
+    for one in work.features:
+        if one.reference is None:
             continue
-        for space in judged.spaces:
-            reference, count = _reference(*judged.reference, space.array)
+        for space in one.spaces:
+            reference, count = _reference(*one.reference, space.array)
             # What is said of a system's images does not concern real ones.
             warnings = space.warnings if work.whose.kind == "system" else ()
             found.append(Space(space.label, space.family, arrays[space.array], reference, count, warnings))
