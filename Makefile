@@ -103,5 +103,5 @@ lint: $(READY) ## ruff, mypy and the order of the rooms (import-linter)
 	.venv/bin/lint-imports
 
 clean: ## remove caches (never runs/ or .venv)
-	rm -rf .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

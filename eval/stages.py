@@ -14,12 +14,19 @@ from training.settings import SystemsSettings
 
 COMMAND = "make eval"
 AGAIN = "delete it and run `make eval`"
+PROMPT_SET = "captions"  # the one that is measured
+REAL_SETS = ("reference", "real", "prompts", "held-out", "texts")  # what features are of besides systems
 RESULTS, STUDY = "humaneval/results.json", "humaneval/study"
 
 
 def knows_attributes(config: Config) -> bool:
     """Whether the dataset says what its images show: the synthetic world does."""
     return config[DatasetSettings].scenes is not None
+
+
+def prompt_folders(config: Config) -> int:
+    """How many prompt sets a run has."""
+    return len(config[EvalSettings].prompt_sets)
 
 
 def generated_folders(config: Config) -> int:
@@ -44,9 +51,12 @@ def other_system(run: Run, name: str) -> str | None:
     row = run.config[SystemsSettings].rows.get(system)
     inputs = [of for part in run.artifact(name).inputs().values() for of, _ in part]
     drawn_by = {of.partition("/")[2] for of in inputs if of.startswith("models/")}
-    if row is None or not drawn_by or drawn_by == {row.decoder, *([row.prior] if row.prior is not None else [])}:
+    if row is None or not drawn_by:  # or drawn by somebody's own code, from no model of the run
         return None
-    return f"it was drawn by {' and '.join(sorted(drawn_by))}, systems.{system} names other models"
+    named = {model for model in (row.prior, row.decoder) if model is not None}
+    if drawn_by == named:
+        return None
+    return f"it was drawn by {' and '.join(sorted(drawn_by))}, systems.{system} names {' and '.join(sorted(named))}"
 
 
 def other_numbers(run: Run, name: str) -> str | None:
@@ -63,6 +73,18 @@ def other_numbers(run: Run, name: str) -> str | None:
     return None
 
 
+def is_asked_for(config: Config, name: str) -> bool:
+    """Whether the config asks for a prompt set, a folder of generated images or one of features; a system's that has no row any more
+    may still stand."""
+    settings, systems = config[EvalSettings], config[SystemsSettings].rows
+    room, *_, last = name.split("/")
+    if room == "prompts":
+        return last in settings.prompt_sets
+    if room == "generations":
+        return name.split("/")[1] in systems
+    return last in REAL_SETS or any(last.startswith(f"{system}-{PROMPT_SET}-") for system in systems)
+
+
 def set_label(system: str, guidance: float) -> str:
     """What a system's images at one scale are called among the metrics."""
     return f"{system}@{guidance:g}"
@@ -70,9 +92,17 @@ def set_label(system: str, guidance: float) -> str:
 
 STAGES = (
     StageRow("eval/attributes", COMMAND, AGAIN, asked_for=knows_attributes),
-    StageRow("prompts/*", COMMAND, AGAIN, count=lambda config: len(config[EvalSettings].prompt_sets), holds="keys"),
-    StageRow("generations/*/*", COMMAND, AGAIN, count=generated_folders, holds="keys", check=other_system),
-    StageRow("eval/features/*/*", COMMAND, AGAIN, count=feature_folders, holds="keys"),
+    StageRow("prompts/*", COMMAND, AGAIN, count=prompt_folders, holds="keys", member=is_asked_for),
+    StageRow(
+        "generations/*/*",
+        COMMAND,
+        AGAIN,
+        count=generated_folders,
+        holds="keys",
+        check=other_system,
+        member=is_asked_for,
+    ),
+    StageRow("eval/features/*/*", COMMAND, AGAIN, count=feature_folders, holds="keys", member=is_asked_for),
     StageRow("eval/metrics", COMMAND, AGAIN, check=other_numbers),
     StageRow("eval/report", COMMAND, "delete it and run `make eval`; copies that were given away show what they show"),
 )

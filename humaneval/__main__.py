@@ -3,17 +3,11 @@
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from data.pipeline.cli import Command, front_door
 from data.pipeline.config import Config
 from data.pipeline.settings import ClusterSettings
 from humaneval.settings import HumanevalSettings, asks_for_study
-
-if TYPE_CHECKING:
-    from data.pipeline.run import Run
-    from humaneval.rating.store import Store
-    from humaneval.study.study import Study
 
 # A part is 50 questions whose images are copied or pasted together: fewer parts are done before a cluster stands.
 PARTS_WORTH_A_CLUSTER = 64
@@ -52,13 +46,18 @@ def build(config: Config, _: argparse.Namespace) -> None:
 
 
 def simulate(config: Config, _: argparse.Namespace) -> None:
+    from data.pipeline.run import Run
     from humaneval.rating import simulate as simulation
+    from humaneval.rating.store import Store
+    from humaneval.study.study import Study
 
-    run, study, store = _open(config)
     settings = config[HumanevalSettings].simulated
     if not settings.raters:
         print("humaneval.simulated.raters is 0: no rater is simulated in this run")
         return
+    run = Run.open(config)
+    study = Study.of(run)
+    store = Store.of(run, config, study)
     ratings = simulation.simulate(study, store, settings, run.seed)
     print(
         f"{simulation.DISCLAIMER}\n{settings.raters} simulated raters gave {ratings} new ratings to study {study.hash[:12]}"
@@ -66,29 +65,25 @@ def simulate(config: Config, _: argparse.Namespace) -> None:
 
 
 def results(config: Config, _: argparse.Namespace) -> None:
-    from humaneval.results import results_table, summarise, write_results
+    from data.pipeline.run import Run
+    from humaneval.rating.store import Store
+    from humaneval.results import open_rated, results_table, set_aside, summarise, write_results
 
-    run, study, store = _open(config)
-    ratings = store.ratings()
+    run = Run.open(config)
+    study, note = open_rated(run)
+    ratings = Store.of(run, config, study).ratings()
     if not ratings:
         # Not an error: `make eval` ends here for every run whose study waits for people.
         print(f"nobody has rated study {study.hash[:12]} yet; `make rate` starts the rating page")
+        for old, aside in set_aside(run):
+            print(f"{old} is of answers that are not there any more, or to another study; it is now {aside}")
         return
     summary = summarise(study, ratings)
     print("\n".join(_columns(results_table(summary))))
-    if summary["note"]:
-        print(summary["note"])
+    for told in (summary["note"], note):
+        if told:
+            print(told)
     print("wrote {} and {}".format(*write_results(run, study, ratings)))
-
-
-def _open(config: Config) -> "tuple[Run, Study, Store]":
-    from data.pipeline.run import Run
-    from humaneval.rating.store import Store
-    from humaneval.study.study import Study
-
-    run = Run.open(config)
-    study = Study.of(run)
-    return run, study, Store.of(run, config, study)
 
 
 def _columns(rows: Sequence[dict[str, str]]) -> list[str]:

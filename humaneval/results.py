@@ -16,11 +16,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.pipeline.artifacts import publish_bytes, publish_json, read_json
+from data.pipeline.artifacts import publish_bytes, publish_json, read_json, sha256_file
 from data.pipeline.errors import Code, UserError
+from data.pipeline.lineage import Lineage
 from data.pipeline.run import Run
+from humaneval.rating.database import database_url, people_have_rated
 from humaneval.rating.simulate import DISCLAIMER
 from humaneval.rating.store import Rating
+from humaneval.settings import HumanevalSettings
 from humaneval.statistics.clustered import two_way_clustered_interval
 from humaneval.statistics.rates import (
     TIE,
@@ -30,7 +33,7 @@ from humaneval.statistics.rates import (
     win_rate,
     win_rate_without_ties,
 )
-from humaneval.study.study import Study
+from humaneval.study.study import FOLDER, Study
 
 CONFIDENCE = 0.95
 OUTCOMES = ("win", "tie", "loss")  # of system a
@@ -122,6 +125,31 @@ def write_results(run: Run, study: Study, ratings: Sequence[Rating]) -> tuple[Pa
     return run.folder / RESULTS, run.folder / RATINGS
 
 
+def open_rated(run: Run) -> tuple[Study, str | None]:
+    """The study whose results are asked for, and what a reader must know of it: one that people have rated stays readable when its
+    images are others today. Raises UserError where it is not there, or is stale and no person has rated it."""
+    why, artifact = Lineage(run).why_stale(FOLDER), run.artifact(FOLDER)
+    if why is None or not artifact.is_complete():
+        return Study.of(run), None
+    study = Study(artifact)
+    if not people_have_rated(database_url(run, run.config[HumanevalSettings]), study.hash):
+        return Study.of(run), None
+    return study, f"note: people rated study {study.hash[:12]}, which is stale by now ({why})"
+
+
+def set_aside(run: Run) -> list[tuple[Path, Path]]:
+    """Rename the results that stand, so that nothing takes them for those of today's study: (old path, new path) of each file."""
+    path = run.folder / RESULTS
+    if not path.exists():
+        return []
+    study = str((read_json(path, "results").get("study") or {}).get("hash"))[:12]
+    standing = [old for old in (path, run.folder / RATINGS) if old.exists()]
+    moved = [(old, old.with_stem(f"{old.stem}-{study}")) for old in standing]
+    for old, new in moved:
+        old.replace(new)
+    return moved
+
+
 def read_results(run: Run) -> dict[str, Any]:
     """results.json. Raises UserError naming the command that makes it."""
     path = run.folder / RESULTS
@@ -129,6 +157,12 @@ def read_results(run: Run) -> dict[str, Any]:
         raise UserError(f"{path} does not exist; run `python -m humaneval results` first", Code.MISSING)
     results: dict[str, Any] = read_json(path, "results")
     return results
+
+
+def are_of_this_study(run: Run, results: dict[str, Any]) -> bool:
+    """Whether results are of the study that stands in the run."""
+    study = run.folder / FOLDER / "study.json"
+    return study.is_file() and results["study"]["hash"] == sha256_file(study)
 
 
 def results_table(summary: dict[str, Any]) -> list[dict[str, str]]:

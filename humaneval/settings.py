@@ -42,8 +42,8 @@ class SimulatedRaters(Settings):
 
 
 class HumanevalSettings(Section):
-    """Two systems (left out: the first rows of `[systems]` that are not the other one), three kinds of question. What `volatile` names shapes how
-    answers are collected, never the study's content."""
+    """Two systems (left out: the first rows of `[systems]` that are not the other one), three kinds of question. What `volatile` names
+    shapes how answers are collected, never the study's content."""
 
     section: ClassVar[str] = "humaneval"
     owns: ClassVar[tuple[str, ...]] = ("humaneval/study",)
@@ -138,7 +138,7 @@ def _problem_of_prompt_set(config: Config, key: str, prompt_set: str) -> str | N
 
 def _problem_of_guidance(config: Config, arms: tuple[Arm, Arm], prompt_set: str) -> str | None:
     settings, drawn = config[HumanevalSettings], config.at("eval")
-    scales = drawn.scales(prompt_set)
+    scales, key = drawn.scales(prompt_set), f"eval.{drawn.scales_key(prompt_set)}"
     for label, chosen, arm in zip("ab", (settings.system_a, settings.system_b), arms, strict=True):
         if arm.guidance not in scales:
             given = chosen is not None and chosen.guidance is not None
@@ -146,7 +146,7 @@ def _problem_of_guidance(config: Config, arms: tuple[Arm, Arm], prompt_set: str)
             kinds = ", ".join(settings.kinds_of(prompt_set))
             return (
                 f"humaneval.system_{label} is judged at guidance {arm.guidance:g}{whence}, but eval draws {prompt_set!r} at "
-                f"eval.{drawn.scales_key(prompt_set)} = {', '.join(f'{scale:g}' for scale in scales)}; let them agree, or ask no questions of {kinds}"
+                f"{key} = {', '.join(f'{scale:g}' for scale in scales)}; let them agree, or ask no questions of {kinds}"
             )
     return None
 

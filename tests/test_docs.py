@@ -165,11 +165,13 @@ def diagram() -> tuple[dict[str, tuple[str, str]], set[tuple[str, str]]]:
 
 def test_the_diagram_shows_every_stage_with_its_command() -> None:
     nodes, edges = diagram()
-    assert set(nodes.values()) == {(row.name, row.command) for row in stage_rows()}
-    order = [row.name for row in stage_rows()]
+    # What somebody's own code makes has no place of its own: `scores/*` and `views/*` beside the named ones.
+    rows = [row for row in stage_rows() if row.name not in ("scores/*", "views/*")]
+    assert set(nodes.values()) == {(row.name, row.command) for row in rows}
+    order = [row.name for row in rows]
     for above, below in edges:
         assert order.index(above) < order.index(below), f"{below} is made from {above}, which is made later"
-    follows = {(row.follows, row.name) for row in stage_rows() if row.follows}
+    follows = {(row.follows, row.name) for row in rows if row.follows}
     below = {(a, c) for a, b in edges for b2, c in edges if b == b2}
     deep = edges | below | {(a, d) for a, b in below for b2, d in edges if b == b2}
     assert follows <= deep, "a stage has a part for each part of something that it is not made from"

@@ -21,13 +21,16 @@ from training.tables import (
     PriorArchitecture,
 )
 
+ENLARGING_MODES = ("center_crop", "border")  # of dataset.image.mode
+
 
 class TrainingSection(Section):
     """What the sections of trainings share. `checkpoint_seconds` is the time that a kill can cost; `serves_as` is the key of a row of
-    `[systems]` under which the section's models may stand."""
+    `[systems]` under which the section's models may stand, `captions_only` those of them that are given no z_i."""
 
     volatile: ClassVar[tuple[str, ...]] = ("checkpoint_seconds",)
     serves_as: ClassVar[str | None] = None
+    captions_only: ClassVar[tuple[str, ...]] = ()
     optimiser: OptimiserSettings = OptimiserSettings()
     checkpoint_seconds: float = Field(default=30.0, gt=0)
     validation_samples: int = Field(default=256, ge=2)
@@ -77,6 +80,7 @@ class DecoderSettings(TrainingSection):
     section: ClassVar[str] = "decoder"
     owns: ClassVar[tuple[str, ...]] = ("models/decoder", "models/glide")
     serves_as: ClassVar[str | None] = "decoder"
+    captions_only: ClassVar[tuple[str, ...]] = ("glide",)
     preset: Literal["tiny", "small", "paper"] = "tiny"
     architecture: DecoderArchitecture = DecoderArchitecture()
     diffusion: DiffusionSettings = DiffusionSettings()
@@ -135,15 +139,11 @@ def problem_between_sections(config: Config) -> str | None:
 
 def _problems(config: Config) -> Iterator[str]:
     yield from _unknown_models(config)
-    if not any(f"models/{name}" in DecoderSettings.owns for name in config[SystemsSettings].models()):
-        return  # no decoder is trained
-    image, decoder = config[DatasetSettings].image, config[DecoderSettings].architecture
-    if image.mode != "no" and decoder.side > image.size:
-        yield (
-            f"decoder.architecture.side = {decoder.side}, but stored images have at most dataset.image.size = {image.size} pixels; "
-            "lower the one or raise the other"
-        )
-    yield from _other_text_tower(config)
+    yield from _priors_for_nothing(config)
+    yield from _no_validation(config)
+    if any(f"models/{name}" in DecoderSettings.owns for name in config[SystemsSettings].models()):
+        yield from _images_too_small(config)
+        yield from _other_text_tower(config)
 
 
 def _unknown_models(config: Config) -> Iterator[str]:
@@ -159,15 +159,53 @@ def _models_serving_as(config: Config, key: str) -> list[str]:
     return [owned.removeprefix("models/") for section in sections for owned in section.owns]
 
 
-def _other_text_tower(config: Config) -> Iterator[str]:
-    """`text.start = "clip"` reads the states of the CLIP that this run trains: its shape is known before."""
-    text, tower = config[DecoderSettings].architecture.text, config[ClipTrainingSettings].architecture
-    if text.start != "clip" or config[ClipSettings].source != "run":
-        return
-    stated = {"width": tower.text_width, "depth": tower.text_layers, "heads": tower.text_heads}
-    for key, value in stated.items():
-        if getattr(text, key) != value:
+def _priors_for_nothing(config: Config) -> Iterator[str]:
+    """A prior whose z_i the decoder of the row does not take."""
+    unconditioned = {
+        name for section in config if isinstance(section, TrainingSection) for name in section.captions_only
+    }
+    for name, row in config[SystemsSettings].rows.items():
+        if row.prior is not None and row.decoder in unconditioned:
             yield (
-                f"decoder.architecture.text.start = 'clip' reads the CLIP's own text tower, whose {key} clip_training.architecture "
-                f"says is {value}; decoder.architecture.text.{key} = {getattr(text, key)}"
+                f"systems.{name}: {row.decoder} draws from captions alone, what {row.prior} gives would be thrown away; take the key "
+                "prior out of the row, or name a decoder that is given z_i"
             )
+
+
+def _no_validation(config: Config) -> Iterator[str]:
+    """Every training looks at the split val. A config that says nothing of training may be meant for a dataset alone."""
+    sections = [section for section in config if isinstance(section, TrainingSection | SystemsSettings)]
+    if all(section == type(section).model_validate({}) for section in sections):
+        return
+    dataset = config[DatasetSettings]
+    if dataset.coco is not None:
+        if "val" not in dataset.coco.annotations:
+            yield "dataset.coco.annotations has no split val, which every training validates on; add its file"
+    elif dataset.webdataset is None and dataset.split.val == 0:  # tars may bring splits of their own
+        yield "dataset.split.val = 0, but every training validates on the split val; set it above 0"
+
+
+def _images_too_small(config: Config) -> Iterator[str]:
+    """By what is known before the images are: no mode stores more than `size` pixels but `no`, and only two enlarge."""
+    dataset, side = config[DatasetSettings], config[DecoderSettings].architecture.side
+    image, scenes = dataset.image, dataset.scenes
+    if image.mode != "no" and side > image.size:
+        yield (
+            f"decoder.architecture.side = {side}, but stored images have at most dataset.image.size = {image.size} pixels; "
+            "lower the one or raise the other"
+        )
+    elif scenes is not None and image.mode not in ENLARGING_MODES and side > scenes.side:
+        yield (
+            f"decoder.architecture.side = {side}, but scenes have dataset.scenes.side = {scenes.side} pixels, which "
+            f"dataset.image.mode = {image.mode!r} does not enlarge; lower the one or raise the other"
+        )
+
+
+def _other_text_tower(config: Config) -> Iterator[str]:
+    """`text.start = "clip"` reads the states of the CLIP that this run trains: their width is known before."""
+    text, width = config[DecoderSettings].architecture.text, config[ClipTrainingSettings].architecture.text_width
+    if text.start == "clip" and config[ClipSettings].source == "run" and text.width != width:
+        yield (
+            "decoder.architecture.text.start = 'clip' reads the CLIP's own text tower, whose width clip_training.architecture says is "
+            f"{width}; decoder.architecture.text.width = {text.width}"
+        )

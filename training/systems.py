@@ -74,8 +74,9 @@ class TextToImage:
 
 
 def load_system(run: Run, name: str, device: torch.device | str | None = None) -> TextToImage:
-    """A row of the run's `[systems]`, on `device` (default: a GPU that this process claims, where there is one). Raises UserError for a name that has no row,
-    and for models that are not there or were trained beside another CLIP."""
+    """A row of the run's `[systems]`, on `device` (default: a GPU that this process claims, where there is one).
+
+    Raises UserError for a name that has no row, and for models that are not there or were trained beside another CLIP."""
     rows = run.config[SystemsSettings].rows
     if name not in rows:
         raise UserError(f"unknown system {name!r}; the rows of [systems] are {', '.join(rows)}")

@@ -70,7 +70,8 @@ class TextEncoderSettings(Settings):
     """How the decoder reads a caption; `width` is also the decoder's context width.
 
     `start = "random"`: a text transformer over token ids, trained with the decoder, as GLIDE and the paper do. `start = "clip"`: the
-    states of the CLIP's own frozen text tower, whose width, depth and heads are given here; much cheaper where steps are few.
+    states of the CLIP's own frozen text tower, whose width is given here (`depth` and `heads` are not used); much cheaper where steps
+    are few.
     """
 
     start: Literal["random", "clip"] = "random"
@@ -122,3 +123,11 @@ class ClipArchitecture(Settings):
     text_width: int = Field(default=128, ge=8)
     text_heads: int = Field(default=4, ge=1)
     text_layers: int = Field(default=2, ge=1)
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> "ClipArchitecture":
+        if self.text_width % self.text_heads:
+            raise ValueError(
+                f"text_width must be a multiple of text_heads, got {self.text_width} and {self.text_heads}"
+            )
+        return self

@@ -7,7 +7,7 @@ import pandas as pd
 import streamlit as st
 
 from data.pipeline.run import Run
-from humaneval.results import read_results, results_table
+from humaneval.results import are_of_this_study, read_results, results_table
 
 
 def preference_page(run: Run) -> None:
@@ -17,6 +17,8 @@ def preference_page(run: Run) -> None:
     st.caption(
         f"Run {run.folder.name}, study {results['study']['hash'][:12]}. Not sure counts half a win for each side."
     )
+    if not are_of_this_study(run, results):
+        st.warning("These results are of another study than the one that stands in this run.")
     for simulated in (False, True):
         chosen = [row for row in rows if row["simulated"] is simulated]
         if chosen:

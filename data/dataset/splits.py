@@ -4,6 +4,9 @@ import hashlib
 
 from data.sources.settings import SplitSettings
 
+PROTECTED = ("test", "val", "train")  # the most protected split first
+EVALUATION = PROTECTED[:2]
+
 
 def draw_split(identity: str, shares: SplitSettings, seed: int) -> str:
     """`test`, `val` or `train` by hashing (seed, image identity): the same image lands in the same split in any dataset."""

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pyarrow import feather
 
 from data.dataset.ledger import ledger_path
+from data.dataset.splits import EVALUATION, PROTECTED
 from data.pipeline.artifacts import Artifact
 from data.pipeline.executors import Executor
 from data.pipeline.lineage import Lineage
@@ -28,8 +29,6 @@ from data.scores.near import Looks, first_linked, near_any_of, near_groups
 from data.scores.settings import DuplicatesSettings
 
 STAGE_VERSION = 2
-PROTECTED = ("test", "val", "train")  # the most protected split first
-EVALUATION = PROTECTED[:2]
 
 DUPLICATES_SCHEMA = pa.schema(
     [

@@ -7,10 +7,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from data.dataset.splits import EVALUATION
 from data.pipeline.artifacts import Artifact
 from data.pipeline.lineage import Lineage
 from data.pipeline.run import Run
-from data.scores.duplicates import BASIC_COLUMNS, EVALUATION, looks_of, stored_images
+from data.scores.duplicates import BASIC_COLUMNS, looks_of, stored_images
 from data.scores.near import near_any_of
 from data.views.reading import kept_pairs
 from data.views.rules import LEAK

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data.scores.duplicates import PROTECTED
+from data.dataset.splits import PROTECTED
 from data.views.settings import ScoreRule
 
 

@@ -1,6 +1,6 @@
 """Reading the embedding cache: aligned tensors by row or key, an order of the rows that a seed fixes, in bounded memory.
 
-reader = EmbeddingReader(run.embeddings, run.view("train"), "train", clip.identity)
+reader = EmbeddingReader(run.embeddings, Lineage(run).require("views/train"), "train", clip.identity)
 rows = reader.order(seed=0, epoch=0)        # a permutation of range(len(reader))
 batch = reader.fetch(rows[:1024])
 batch.image_embedding                       # float32 (1024, d), unit length

@@ -19,13 +19,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from data.dataset.splits import PROTECTED
 from data.pipeline.artifacts import Artifact, Receipt, fingerprint, publish_json, read_json
 from data.pipeline.executors import Executor
 from data.pipeline.lineage import Lineage
 from data.pipeline.run import Run
 from data.pipeline.runner import is_current, run_stage
 from data.pipeline.stage import ABSENT, Input, PartSpec, Stage
-from data.scores.duplicates import PROTECTED
 from embed.reading.reader import EmbeddingReader
 from embed.scores.neighbours import BLOCK, NONE_BEFORE, Copies, ExactSearch, IndexSearch, Search, Vectors, find_copies
 from embed.scores.parts import CachePart

@@ -21,8 +21,9 @@ from eval.metrics.families import CLASSIFIER as CLASSIFIER_FAMILY
 from eval.metrics.families import DISTANCES, FOLLOWING, versions
 from eval.protocols.part import Measuring, SetFeatures, Texts, measure_part
 from eval.protocols.rows import FILE, FOLDER, write_table
-from eval.protocols.sets import PROMPT_SET, Sets, SystemImages
+from eval.protocols.sets import Sets, SystemImages
 from eval.settings import EvalSettings
+from eval.stages import PROMPT_SET
 from eval.systems import image_side
 from eval.table import Whose, read_facts
 from training.settings import SystemsSettings

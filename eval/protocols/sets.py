@@ -13,11 +13,9 @@ from eval.images import GeneratedImages
 from eval.prompts import Prompt, read_prompts
 from eval.real_images import RealImages, RealSet, RealSource
 from eval.settings import EvalSettings
-from eval.stages import set_label
+from eval.stages import PROMPT_SET, set_label
 from eval.systems import image_side
 from training.settings import SystemsSettings
-
-PROMPT_SET = "captions"
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,12 @@ from typing import Any
 
 from data.pipeline.artifacts import Artifact, read_json, sha256_file
 from data.pipeline.errors import Code, UserError
+from data.pipeline.lineage import Lineage
 from data.pipeline.run import Run
 from humaneval.settings import KINDS
 
 FOLDER = "humaneval/study"
+BUILD = "python -m humaneval build"
 FORMAT = 1
 
 
@@ -34,7 +36,7 @@ class Study:
     """A complete study, read only. Raises UserError when it does not exist or is of a format that this code does not know."""
 
     def __init__(self, artifact: Artifact) -> None:
-        self.artifact = artifact.require("python -m humaneval build")
+        self.artifact = artifact.require(BUILD)
         self.hash = sha256_file(artifact.folder / "study.json")
         content = read_json(artifact.folder / "study.json", "study")
         if content["format"] != FORMAT:
@@ -52,7 +54,8 @@ class Study:
 
     @classmethod
     def of(cls, run: Run) -> "Study":
-        return cls(run.artifact(FOLDER))
+        """The run's, for asking raters. Raises UserError where it is not there, or is stale: its images are others today."""
+        return cls(Lineage(run).require(FOLDER, BUILD))
 
     @property
     def kinds(self) -> list[str]:

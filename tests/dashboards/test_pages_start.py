@@ -14,11 +14,14 @@ import pytest
 
 from dashboards.__main__ import COMMANDS
 from data.pipeline.cli import front_door
+from data.pipeline.errors import Code
+from data.pipeline.executors import InProcess
 from data.pipeline.run import Run
 from humaneval.rating.store import Store
+from humaneval.study.build import build_study
 from humaneval.study.study import Study
 from tests.dashboards.browser import Browser, wait_for
-from tests.humaneval.fake_run import fake_config
+from tests.humaneval.fake_run import draw_again, fake_config, fake_run
 
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -46,6 +49,20 @@ def test_what_is_missing_is_said_before_a_server_starts(
     assert front_door("dashboards", "", COMMANDS, [command, "--config", str(toml)]) == 2
     error = capsys.readouterr().err
     assert advice in error and error.count("\n") == 1
+
+
+def test_raters_are_not_asked_about_images_that_are_others_today(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dashboards.__main__.serve", lambda *_: None)
+    run = fake_run(tmp_path)
+    build_study(run, run.config, InProcess(), precious=False)
+    rate = ["rate", "--config", str(run.folder / "config.toml")]
+    assert front_door("dashboards", "", COMMANDS, rate) == 0
+    draw_again(run)
+    assert front_door("dashboards", "", COMMANDS, rate) == 2
+    error = capsys.readouterr().err
+    assert "humaneval build" in error and f"[{Code.STALE}]" in error and error.count("\n") == 1
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from dashboards.markup import image_html, question_html
+from data.pipeline.artifacts import publish_json, read_json
 from data.pipeline.run import Run
 from humaneval.rating.store import Store
 from humaneval.results import write_results
@@ -165,6 +166,9 @@ def test_results_page_shows_people_and_simulated_apart(rated: Run, toml: Path, m
     write_results(rated, study, store.ratings())
     page = open_page("app.py", toml, monkeypatch).run()
     assert [h.value for h in page.subheader] == ["People", "Simulated raters"]
+    publish_json(results_file, read_json(results_file, "results") | {"study": {"hash": "another"}})
+    page = open_page("app.py", toml, monkeypatch).run()
+    assert "of another study" in page.warning[0].value
     results_file.unlink()
 
 

@@ -14,7 +14,6 @@ from data.pipeline.executors import InProcess
 from data.pipeline.lineage import Lineage
 from data.pipeline.run import Run
 from data.pipeline.runner import run_stage
-from data.pipeline.stage import Input
 from eval.generate import GenerationJob, draw_caption, generate, generation_stage, image_rows, image_seed
 from eval.images import GeneratedImages, read_png, tile
 from eval.prompts import (
@@ -29,7 +28,7 @@ from eval.prompts import (
 )
 from eval.real_images import RealImages, RealSource, ranked
 from eval.settings import EvalSettings, PromptSetSettings
-from tests.eval.tiny_run import HOSTILE, FakeSystem, make_run, train
+from tests.eval.tiny_run import HOSTILE, FakeSystem, fake_system, make_run, train
 
 SMALL = {"captions": 12, "images": 2, "two_object": 2}
 
@@ -159,7 +158,7 @@ def test_a_retrained_model_makes_its_images_anew(run):
     name = "generations/unclip/" + job_of(FakeSystem("unclip", True), 4.0).folder.rpartition("/")[2]
 
     def drawn_by_todays_model() -> FakeSystem:
-        system = FakeSystem("unclip", True, (Input("models/decoder", run.model("decoder").digest()),))
+        system = fake_system(run, "unclip")
         draw(run, job_of(system, 4.0))
         return system
 

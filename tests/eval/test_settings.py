@@ -37,7 +37,7 @@ def test_what_may_go_well_is_not_refused():
 
 def test_defaults_count_where_evaluation_is_asked_for():
     for asked in ({"captions": {"captions": 340, "images": 2, "two_object": 20}}, {"guidance": [1.0, 2.0]}):
-        with pytest.raises(UserError, match=r"eval.captions.captions = 340, .* at most 19"):
+        with pytest.raises(UserError, match=r"eval.captions.captions = 340, .* at most 17"):
             config(50, {"val": 0.05, "test": 0.05}, **asked)
 
 

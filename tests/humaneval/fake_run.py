@@ -101,3 +101,9 @@ def fake_run(folder: Path, humaneval: dict[str, Any] | None = None) -> Run:
         make_images(run.folder / "generations" / system / "captions-0", system, "captions", 2)
         make_images(run.folder / "generations" / system / "grids-0", system, "grids", 16)
     return run
+
+
+def draw_again(run: Run) -> None:
+    """Other images in one of the folders, as after a model was trained again."""
+    other, folder = (Input("@images", "other"),), run.folder / "generations" / "unclip" / "captions-0"
+    make_images(folder, "unclip", "captions", 2, captions=CAPTIONS[::-1], inputs=other)

@@ -1,9 +1,11 @@
 import json
+import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
+from data.pipeline.cli import front_door
 from data.pipeline.errors import Code, UserError
 from data.pipeline.run import Run
 from humaneval.__main__ import COMMANDS
@@ -12,7 +14,7 @@ from humaneval.rating.store import Store
 from humaneval.results import read_results, results_table, summarise, tidy_ratings
 from humaneval.settings import KINDS, SimulatedRaters
 from humaneval.study.study import Study
-from tests.humaneval.fake_run import fake_config, fake_run, png
+from tests.humaneval.fake_run import draw_again, fake_config, fake_run, png
 
 
 def prefer(store: Store, study: Study, system: str, raters: int) -> None:
@@ -90,8 +92,6 @@ def test_a_noiseless_simulated_rater_prefers_contrast(study: Study, store: Store
 
 
 def test_the_front_door_builds_simulates_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from data.pipeline.cli import front_door
-
     run = fake_run(tmp_path)
     toml = tmp_path / "fake.toml"
     toml.write_bytes((run.folder / "config.toml").read_bytes())
@@ -118,3 +118,46 @@ def test_the_front_door_builds_simulates_and_reports(tmp_path: Path, capsys: pyt
     assert [call(command, *none) for command in ("build", "simulate", "results")] == [0, 0, 0]
     assert capsys.readouterr().out.count("no study") == 3
     assert call("results", "humaneval.lease_minutes=5.0") == 0
+
+
+def call(run: Run, command: str, *overrides: str) -> int:
+    """The front door on a run's own config."""
+    toml = run.folder / "config.toml"
+    return front_door("humaneval", "", COMMANDS, [command, "--config", str(toml), *overrides])
+
+
+def test_results_of_another_study_are_set_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = fake_run(tmp_path)
+    assert [call(run, command) for command in ("build", "simulate", "results")] == [0, 0, 0]
+    old = read_results(run)["study"]["hash"]
+    other = ("humaneval.questions.photorealism=2",)
+    shutil.rmtree(run.folder / "humaneval/study")
+    assert call(run, "build", *other) == 0
+    capsys.readouterr()
+    assert call(run, "results", *other) == 0
+    out = capsys.readouterr().out
+    assert "nobody has rated" in out and f"results-{old[:12]}.json" in out
+    for name in (f"results-{old[:12]}.json", f"ratings-{old[:12]}.parquet"):
+        assert (run.folder / "humaneval" / name).exists()
+    with pytest.raises(UserError, match="does not exist"):
+        read_results(run)
+
+
+def test_a_stale_study_is_refused_unless_people_have_rated_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = fake_run(tmp_path)
+    assert [call(run, "build"), call(run, "simulate")] == [0, 0]
+    study = Study.of(run)
+    draw_again(run)
+    capsys.readouterr()
+    for command in ("simulate", "results"):
+        assert call(run, command) == 2
+        error = capsys.readouterr().err
+        assert f"[{Code.STALE}]" in error and "humaneval build" in error
+    store = Store.of(run, run.config, study)
+    lease = store.next_lease(store.join())
+    assert lease and store.answer(lease.lease, "left")
+    assert call(run, "results") == 0
+    assert f"people rated study {study.hash[:12]}, which is stale" in capsys.readouterr().out
+    assert call(run, "simulate") == 2

@@ -86,7 +86,7 @@ def test_the_systems_are_the_first_two_rows_unless_named() -> None:
     assert compared(config(systems=rows)) == (Arm("z", 2.0), Arm("y", 2.0))
     assert compared(config({"system_b": arm("x", 2.0)}, systems=rows)) == (Arm("z", 2.0), Arm("x", 2.0))
     assert compared(config({"system_a": arm("y")}, systems=rows)) == (Arm("y", 2.0), Arm("z", 2.0))
-    assert compared(config({"system_b": arm("z", 1.0)}, systems=rows)) == (Arm("y", 2.0), Arm("z", 1.0))
+    assert compared(config({"system_b": arm("z")}, systems=rows)) == (Arm("y", 2.0), Arm("z", 2.0))
     one = config(systems={"z": {"decoder": "glide"}})
     assert compared(one) is None and not asks_for_study(one)
     assert asks_for_study(config()) and not asks_for_study(

@@ -67,6 +67,11 @@ def test_keys_override_their_preset_one_by_one() -> None:
         ("decoder", {"architecture": {"channels": [8, 20]}}, "norm_groups"),
         ("prior", {"architecture": {"width": 30}}, "2 * heads"),
         ("prior", {"optimiser": {"lr": "fast"}}, "prior.optimiser.lr"),
+        (
+            "clip_training",
+            {"architecture": {"text_heads": 3}},
+            "text_width must be a multiple of text_heads, got 128 and 3",
+        ),
         ("clip_training", {"optimiser": {"batch": 10, "accumulation": 3}}, "multiple of accumulation"),
     ],
 )
@@ -96,8 +101,8 @@ def test_systems_are_rows_in_the_order_of_the_config() -> None:
 
 def test_a_row_can_be_overridden_on_the_command_line(tmp_path: Path) -> None:
     for file in ("demo", "smoke"):
-        config = load_config(f"configs/{file}.toml", ["systems.unclip.decoder=glide"])
-        assert config[SystemsSettings].rows["unclip"].model_dump() == {"prior": "prior", "decoder": "glide"}
+        config = load_config(f"configs/{file}.toml", ["systems.glide.decoder=decoder"])
+        assert config[SystemsSettings].rows["glide"].model_dump() == {"prior": None, "decoder": "decoder"}
         assert list(config[SystemsSettings].rows) == ["unclip", "glide"]
 
 
@@ -110,6 +115,7 @@ def test_a_row_can_be_overridden_on_the_command_line(tmp_path: Path) -> None:
         ({"unclip": "decoder"}, "systems.unclip"),
         ({"Un Clip": {"decoder": "glide"}}, "lower-case letters"),
         ({"x": {"decoder": "upsampler"}}, "systems.x.decoder = 'upsampler' is no decoder that can be trained; known: decoder, glide"),
+        ({"x": {"prior": "prior", "decoder": "glide"}}, r"systems\.x: glide draws from captions alone, what prior gives would be thrown"),
         ({"x": {"prior": "glide", "decoder": "decoder"}}, "systems.x.prior = 'glide' is no prior that can be trained; known: prior"),
     ],
 )  # fmt: skip
@@ -125,15 +131,59 @@ def test_a_decoder_larger_than_the_stored_images_is_refused_where_it_is_trained(
     with pytest.raises(UserError, match=r"decoder\.architecture\.side = 64.*dataset\.image\.size = 32"):
         parse_config({**tables, **small}, "test")
     whole = {"dataset": {"scenes": {"samples": 1}, "image": {"size": 32, "mode": "no"}}}
-    parse_config({**tables, **whole}, "test")  # sizes are known when the images are
+    parse_config({**tables, **whole}, "test")
+    folder = {"dataset": {"folder": {"path": "x"}, "image": {"size": 32, "mode": "no"}}}
+    parse_config({**tables, **folder}, "test")  # sizes are known when the images are
 
 
-def test_frozen_states_need_the_shape_of_the_clip_that_is_trained() -> None:
+@pytest.mark.parametrize("mode", ["center_crop", "border", "keep_ratio", "keep_ratio_largest", "no"])
+def test_a_decoder_larger_than_the_scenes_is_refused_where_nothing_enlarges_them(mode: str) -> None:
+    dataset = {"scenes": {"samples": 1, "side": 64}, "image": {"size": 256, "mode": mode}}
+    tables = {**RUN, "dataset": dataset, "decoder": {"architecture": {"side": 128}}}
+    if mode in ("center_crop", "border"):
+        parse_config(tables, "test")
+        return
+    with pytest.raises(
+        UserError, match=r"decoder\.architecture\.side = 128, but scenes have dataset\.scenes\.side = 64"
+    ):
+        parse_config(tables, "test")
+    parse_config({**tables, "decoder": {"architecture": {"side": 64}}}, "test")
+
+
+@pytest.mark.parametrize(
+    "source", [{"scenes": {"samples": 1}}, {"folder": {"path": "x"}}, {"table": {"path": "x", "url": "u", "caption": "c"}}]
+)  # fmt: skip
+def test_trainings_without_a_split_to_validate_on_are_refused(source: dict[str, object]) -> None:
+    dataset = {"dataset": {**source, "split": {"val": 0.0, "test": 0.3}}}
+    for told in (
+        {"prior": {"drop": 0.2}},
+        {"clip_training": {"validation_samples": 9}},
+        {"systems": {"x": {"decoder": "glide"}}},
+    ):
+        with pytest.raises(UserError, match=r"dataset\.split\.val = 0"):
+            parse_config({**RUN, **dataset, **told}, "test")
+    alone = parse_config(
+        {**RUN, **dataset}, "test"
+    )  # a dataset alone may have no such split, also when it is read again
+    parse_config(json.loads(json.dumps(alone.to_dict())), "test")
+
+
+def test_splits_that_a_source_brings_along_are_its_own() -> None:
+    tables = {**RUN, "prior": {"drop": 0.2}}
+    drawn = {"split": {"val": 0.0}}
+    official = {"train": "a.json", "val": "b.json"}
+    for source in ({"coco": {"annotations": official}}, {"webdataset": {"path": "x"}}):
+        parse_config({**tables, "dataset": {**source, **drawn}}, "test")
+    with pytest.raises(UserError, match=r"dataset\.coco\.annotations has no split val"):
+        parse_config({**tables, "dataset": {"coco": {"annotations": {"train": "a.json"}}}}, "test")
+
+
+def test_frozen_states_need_the_width_of_the_clip_that_is_trained() -> None:
     text = {"start": "clip", "width": 128, "depth": 2, "heads": 4}
-    parse_config({**RUN, "decoder": {"architecture": {"text": text}}}, "test")
-    for key, value in (("width", 96), ("depth", 3), ("heads", 2)):
-        with pytest.raises(UserError, match=rf"whose {key} .* is \d+; decoder\.architecture\.text\.{key} = {value}"):
-            parse_config({**RUN, "decoder": {"architecture": {"text": {**text, key: value}}}}, "test")
+    for unused in ({}, {"depth": 3}, {"heads": 2}):
+        parse_config({**RUN, "decoder": {"architecture": {"text": {**text, **unused}}}}, "test")
+    with pytest.raises(UserError, match=r"whose width .* is 128; decoder\.architecture\.text\.width = 96"):
+        parse_config({**RUN, "decoder": {"architecture": {"text": {**text, "width": 96}}}}, "test")
     # Another CLIP's shape is known when it is loaded.
     elsewhere = {
         "clip": {"source": "checkpoint", "path": "x"},

@@ -115,7 +115,9 @@ class Pixels:
         self._pool = ThreadPoolExecutor(max(1, min(MOST_THREADS, cores() // self._share.ranks)), "decode")
         self._lock = threading.Lock()
         self._held: list[_Window] = []  # the window in use, then the one that is decoded ahead
-        self._plan: list[Items] = []  # the images of each window of the order asked for last
+        # The images of each window of the order asked for last, after those of the former's windows that its first batch begins in.
+        self._plan: list[Items] = []
+        self._ends: list[int] = []  # the place in the endless sequence where each of these windows ends
         self._newest = -1  # which window of that plan is the last one held
         kept = np.unique([self._number[key] for key in also]).astype(np.int64)
         self._shuffle: Shuffle | None = None
@@ -158,19 +160,29 @@ class Pixels:
         return Shuffle(sizes, limit // 2)
 
     def order(self, seed: int, epoch: int) -> Items | None:
-        """A permutation of the items that walks through the windows; None where all images are held, and any order will do."""
+        """A permutation of the items that walks through the windows; None where all images are held, and any order will do.
+
+        A batch may lie across the ends of two epochs, whose orders are then asked for one after the other before its images are."""
         if self._shuffle is None:
             return None
-        order, plan, start = [], [], epoch * len(self._image_of)
+        order, plan, ends, start = [], [], [], epoch * len(self._image_of)
+        batch = start // self._share.batch * self._share.batch  # where the batch begins in which this epoch does
         for window in self._shuffle.windows(seed, epoch):
             assert window.units is not None
             items = window.shuffled(np.concatenate([self._items_of[unit] for unit in window.units]))
             ours = items[self._share.of(np.arange(start, start + len(items)))]
-            plan.append(np.unique(self._image_of[ours]))
             order.append(items)
             start += len(items)
+            if len(ours):
+                plan.append(np.unique(self._image_of[ours]))
+                ends.append(start)
         with self._lock:
-            self._plan, self._newest = plan, -1
+            first = start - len(self._image_of)
+            across = [n for n in range(self._newest + 1, len(self._plan)) if batch < self._ends[n] <= first]
+            self._plan, self._ends = [self._plan[n] for n in across] + plan, [self._ends[n] for n in across] + ends
+            self._newest = -1
+            if across and not self._held:
+                self._hold(0)
         return np.concatenate(order)
 
     def fetch(self, keys: Sequence[str]) -> Tensor:
@@ -199,7 +211,8 @@ class Pixels:
                     window.wait()
                     found[left[here]] = window.pixels[rows]
                     left, newest_used = left[~here], window is self._held[-1]
-            later = range(self._newest + 1, len(self._plan))
+            # Begun anywhere, and then window by window: an image that lies further on may be one of the former epoch's.
+            later = range(self._newest + 1, len(self._plan))[: 1 if self._held else None]
             following = next((n for n in later if _find(self._plan[n], numbers[left])[0].any()), None)
             if following is None:
                 break

@@ -2,20 +2,24 @@
 
 import pickle
 import re
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 import eval.protocols.run as evaluation
+from data.pipeline.config import parse_config
 from data.pipeline.errors import Code, UserError
 from data.pipeline.executors import InProcess
 from data.pipeline.lineage import Lineage
+from data.pipeline.run import Run
 from data.pipeline.runner import run_stage
 from data.pipeline.stage import Input
 from eval.extract.stage import features_stage, read_features
 from eval.metrics.families import FAMILIES
 from eval.prompts import choose_prompts
+from eval.protocols.part import read_measured
 from eval.protocols.run import Evaluation, compute_metrics, extract_all
 from eval.protocols.sets import split_real
 from eval.real_images import RealImages, RealSet
@@ -158,7 +162,10 @@ def test_features_are_made_once_and_again_when_the_images_change(run):
     made = receipt.stat().st_mtime_ns
     run_stage(features_stage(run, images, clip), InProcess())
     assert receipt.stat().st_mtime_ns == made
-    other = RealSet("some", images.dataset, images.keys[::-1], 16, (Input("dataset", "00"),))
+    smaller = replace(images, side=8)
+    run_stage(features_stage(run, smaller, clip), InProcess())
+    assert receipt.stat().st_mtime_ns != made, "the side decides, too"
+    other = replace(images, keys=images.keys[::-1])
     second = read_features(run_stage(features_stage(run, other, clip), InProcess()).folder)
     np.testing.assert_array_equal(second.arrays["embedding"], first.arrays["embedding"][::-1])
 
@@ -219,6 +226,58 @@ def test_any_number_of_systems(tmp_path, systems, monkeypatch):
     html = write_report(run)[1].read_text()
     assert ("<h2>Differences</h2>" in html) == bool(pairs)
     assert all(f'class="system-{i}"' in html for i in range(len(systems)))
+
+
+def retold(run: Run, **tables: dict) -> Run:
+    """The same folder under a config whose tables are others."""
+    return Run.open(parse_config(run.config.to_dict() | tables, "retold"))
+
+
+def test_numbers_of_other_systems_than_the_config_names_are_stale(tmp_path, monkeypatch):
+    monkeypatch.setattr("tests.eval.tiny_run.MODELS", dict.fromkeys("abc", ("glide",)))
+    run = make_run(
+        tmp_path, {"a": {"decoder": "glide"}, "b": {"decoder": "glide"}}, captions=FEW, grids=FEW, guidance=[1.0],
+        grid_guidance=1.0, bootstrap_draws=100,
+    )  # fmt: skip
+    draw_all(run, "ab")
+    compute_metrics(run, InProcess())
+    write_report(run)
+    for rows in ("a", "ba", "abc"):
+        other = retold(run, systems={name: {"decoder": "glide"} for name in rows})
+        draw_all(other, rows)
+        for name in ("eval/metrics", "eval/report"):
+            assert "it measures a@1, b@1, the config asks for" in (Lineage(other).why_stale(name) or ""), (rows, name)
+        with pytest.raises(UserError, match="python -m eval metrics") as error:
+            write_report(other)
+        assert error.value.code == Code.STALE
+    compute_metrics(other, InProcess())
+    write_report(other)
+    assert Lineage(other).why_stale("eval/report") is None and Lineage(run).why_stale("eval/metrics") is not None
+    models = retold(run, systems={"a": {"decoder": "decoder"}, "b": {"decoder": "glide"}, "c": {"decoder": "glide"}})
+    with pytest.raises(UserError, match=r"drawn by glide, systems.a names decoder.*python -m eval generate") as error:
+        compute_metrics(models, InProcess())
+    assert error.value.code == Code.STALE
+
+
+def test_a_family_that_is_new_is_measured_in_a_run_that_has_metrics(tmp_path, monkeypatch):
+    run = make_run(tmp_path, captions=FEW, grids=FEW, guidance=[1.0], grid_guidance=1.0, bootstrap_draws=100)
+    draw_all(run)
+    compute_metrics(run, InProcess())
+    features = {a.folder: a.digest() for a in extract_all(run, InProcess())}
+    with monkeypatch.context() as patch:
+        patch.setitem(FAMILIES, "more", replace(FAMILIES["clip_score"], name="more"))
+        patch.setattr(evaluation, "FOLLOWING", (*evaluation.FOLLOWING, "more"))
+        assert "families.py" in (Lineage(run).why_stale("eval/metrics") or "")
+        compute_metrics(run, InProcess())
+        assert "more" in {row.metric.family for row in read_rows(run.folder / TABLE)[0]}
+        assert Lineage(run).why_stale("eval/metrics") is None
+    for path in (run.folder / TABLE, run.folder / "eval/metrics/unclip@1.parquet"):
+        with pytest.raises(UserError, match="the family 'more', which this version .*python -m eval metrics") as error:
+            (read_rows if path.name == "metrics.parquet" else read_measured)(path)
+        assert error.value.code == Code.OTHER_VERSION
+    compute_metrics(run, InProcess())
+    assert "more" not in {row.metric.family for row in read_rows(run.folder / TABLE)[0]}
+    assert features == {a.folder: a.digest() for a in extract_all(run, InProcess())}, "from the features that stood"
 
 
 def test_features_alone(tmp_path):

@@ -1,14 +1,19 @@
 """The report: one file that needs no network, shows every number, and trusts no text."""
 
+import hashlib
 import json
 import re
 
 import pytest
 
 import eval.protocols.run as evaluation
-from data.pipeline.artifacts import publish_json
+from data.pipeline.artifacts import publish_bytes, publish_json
+from data.pipeline.config import parse_config
 from data.pipeline.executors import InProcess
 from data.pipeline.lineage import Lineage, Node
+from data.pipeline.run import Run
+from data.pipeline.runner import run_stage
+from data.pipeline.stage import Input, PartSpec, Stage
 from eval.protocols.run import compute_metrics
 from eval.report.build import write_report
 from eval.report.figures import PALETTE
@@ -19,7 +24,7 @@ from eval.table import read_rows
 from tests.eval.tiny_run import HOSTILE, draw_all, fake_clip, make_run
 
 RESULTS = {
-    "simulated": True, "study": {"hash": "abc"},
+    "simulated": True, "study": {"hash": hashlib.sha256(b"{}").hexdigest()},
     "questions": [{"question": "photorealism", "system_a": "unclip", "system_b": HOSTILE, "n": 60, "win_rate": 0.55, "simulated": True, "shares": {"win": 0.5, "tie": 0.25}, "left_share": None, "lo": None, "hi": None}, {"question": "diversity", "simulated": False, "win_rate": 0.25}],
 }  # fmt: skip
 COST = {
@@ -40,6 +45,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def written(run):
+    publish_bytes(run.folder / "humaneval" / "study" / "study.json", b"{}")
     publish_json(run.folder / "humaneval" / "results.json", RESULTS)
     publish_json(run.folder / "logs" / "cost.json", COST)
     as_json, as_html = write_report(run)
@@ -110,10 +116,41 @@ def test_a_report_stands_until_something_that_it_shows_has_changed(run, written)
     write_report(run)
     assert artifact.digest() == before and artifact.verify() == []
     assert Lineage(run).why_stale("eval/report") is None
-    publish_json(run.folder / "humaneval" / "results.json", RESULTS | {"study": {"hash": "def"}})
+    publish_json(run.folder / "humaneval" / "results.json", RESULTS | {"confidence": 0.95})
     assert Lineage(run).why_stale("eval/report")
     write_report(run)
     assert artifact.digest() != before and Lineage(run).why_stale("eval/report") is None
+
+
+def test_human_results_of_another_study_are_left_out_and_said_to_be(run, written):
+    publish_bytes(run.folder / "humaneval" / "study" / "study.json", b"another")
+    assert "results of the human evaluation" in (Lineage(run).why_stale("eval/report") or "")
+    as_json, as_html = write_report(run)
+    data, html = json.loads(as_json.read_text()), as_html.read_text()
+    assert data["human_evaluation"] is None and "of another study" in data["human_evaluation_note"]
+    assert "results of the human evaluation are of another study" in html and "55.0%" not in html
+
+
+def write_study(spec, attempt):
+    (attempt / "study.json").write_bytes(b"{}")
+    return {}
+
+
+def test_human_results_of_a_stale_study_are_shown_with_a_note(run, written):
+    part = PartSpec("00000", (Input("views/base", "00"),))
+    run_stage(Stage("study", 1, run.folder / "humaneval" / "study", {}, [part], write_study), InProcess())
+    html = write_report(run)[1].read_text()
+    assert "its study is stale (views/base has changed since" in html and "55.0%" in html
+
+
+def test_a_report_shows_todays_config(run, written):
+    artifact = run.artifact("eval/report")
+    before = artifact.digest()
+    tables = run.config.to_dict()
+    label = "Numbers of a test."
+    other = Run.open(parse_config(tables | {"eval": tables["eval"] | {"label": label}}, "other label"))
+    _, html = write_report(other)
+    assert label in html.read_text() and artifact.digest() != before
 
 
 def test_boxes_stand_below_what_they_are_made_from_and_families_are_one():

@@ -179,8 +179,18 @@ def test_a_missing_study_is_one_clear_line(tmp_path: Path) -> None:
     assert missing.value.code == Code.MISSING
 
 
+def test_a_study_of_other_systems_than_the_config_compares_is_stale(run: Run) -> None:
+    assert Lineage(run).why_stale("humaneval/study") is None
+    rows = {"glide": {"decoder": "glide"}, "unclip": {"prior": "prior", "decoder": "decoder"}}
+    other = Run(fake_config(run.folder.parent, systems=rows))
+    assert "compares unclip at guidance 2 with glide at guidance 2, the config asks for glide" in str(
+        Lineage(other).why_stale("humaneval/study")
+    )
+
+
 def test_images_of_replaced_weights_are_refused_until_they_are_generated_again(tmp_path: Path) -> None:
-    run = Run.open(fake_config(tmp_path, {"questions": {"diversity": 0}}))
+    rows = {"unclip": {"decoder": "decoder"}, "glide": {"decoder": "glide"}}
+    run = Run.open(fake_config(tmp_path, {"questions": {"diversity": 0}}, systems=rows))
 
     def train(version: bytes) -> tuple[Input, ...]:
         model = run.model("decoder")
@@ -197,7 +207,10 @@ def test_images_of_replaced_weights_are_refused_until_they_are_generated_again(t
     with pytest.raises(UserError, match="models/decoder") as refused:
         build(run)
     assert refused.value.code == Code.STALE
-    assert Study.of(run).hash == study.hash, "what people rate stays readable"
+    with pytest.raises(UserError, match="models/decoder") as refused:
+        Study.of(run)
+    assert refused.value.code == Code.STALE, "raters are not asked about images that are others today"
+    assert Study(run.artifact("humaneval/study")).hash == study.hash, "what people rate stays readable"
     make_images(run.folder / "generations/unclip/captions-0", "unclip", "captions", 2, inputs=trained_again)
     assert build(run).artifact.verify() == [] and Lineage(run).why_stale("humaneval/study") is None
 

@@ -60,7 +60,7 @@ def digests(
             found = pixels.fetch(chosen).numpy()
             return hashlib.sha256("".join(chosen).encode() + found.tobytes()).hexdigest()[:16]
 
-        with Feed(order, len(keys), fetch, batch, rank, ranks) as feed:
+        with Feed(order, len(keys), fetch, batch, rank, ranks, steps=steps) as feed:
             for step in range(start, steps):
                 yield feed.take(step)[0]
 

@@ -65,7 +65,7 @@ def test_controls_of_the_prior_compare_with_other_images() -> None:
         list("aabbccdd"), np.array([0, 1] * 4, np.int32), truth, -truth, torch.zeros(8, 3), torch.zeros(8)
     )
     found = cosines(truth, pairs, torch.ones(4))
-    expected = {"cosine_sample": 1.0, "cosine_text": -1.0, "cosine_mean": 0.5, "cosine_shuffled": 0.0}
+    expected = {"cosine_drawn": 1.0, "cosine_text": -1.0, "cosine_mean": 0.5, "cosine_shuffled": 0.0}
     assert found == pytest.approx(expected)
 
 

@@ -186,6 +186,33 @@ def test_along_the_order_an_epoch_reads_each_shard_once(shards: ShardReader, rea
     assert set(read.values()) == {1} and len(read) == 7 + IMAGES
 
 
+@pytest.mark.parametrize(("batch", "ranks"), [(5, 1), (10, 2), (15, 3), (9, 3)])
+def test_from_any_step_no_window_is_left_out(
+    shards: ShardReader, batch: int, ranks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images of a window that was left out would be decoded one by one, when their turn comes."""
+    keys, alone = shards.keys(), []
+    image = ShardReader.image
+    monkeypatch.setattr(ShardReader, "image", lambda reader, key: alone.append(key) or image(reader, key))
+    for rank in range(ranks):
+        for start in range(3 * IMAGES // batch):
+            with Pixels(shards, keys, SIDE, limit=LIMIT, share=Share(batch, rank, ranks)) as pixels:
+
+                def order(epoch: int, pixels: Pixels = pixels) -> NDArray[np.int64]:
+                    found = pixels.order(3, epoch)
+                    assert found is not None
+                    return found
+
+                def fetch(items: NDArray[np.int64], pixels: Pixels = pixels) -> None:
+                    chosen = [keys[item] for item in items]
+                    assert torch.equal(pixels.fetch(chosen), expected(chosen))
+
+                with Feed(order, len(keys), fetch, batch, rank, ranks, slices=2, ahead=0) as feed:
+                    for step in range(start, start + 2 * IMAGES // batch):
+                        feed.take(step)
+            assert not alone, (rank, start)
+
+
 @pytest.mark.parametrize("batch", [4, 6])
 def test_two_ranks_decode_and_get_what_one_would(shards: ShardReader, batch: int, read: Counter[str]) -> None:
     keys, steps = shards.keys(), IMAGES // batch

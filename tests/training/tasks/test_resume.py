@@ -1,5 +1,7 @@
 """A decoder that reads the states of the frozen CLIP: going on after a kill is exact, and nobody else trains from the same state."""
 
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import torch
 from torch import Tensor
 
 from data.pipeline.config import parse_config
+from data.pipeline.errors import Code, UserError
 from data.pipeline.run import Run
 from embed.clip.model import ClipSource
 from training.loop.precision import plain_attention
@@ -16,6 +19,7 @@ from training.settings import DecoderSettings
 from training.tasks.decoder import DecoderTask, open_pixels
 from training.tasks.pairs import read_pairs
 from training.tasks.part import Work, training_alone
+from training.tasks.prior import prior_stage
 
 STEPS = 12
 
@@ -62,27 +66,19 @@ def test_neither_a_kill_nor_reading_ahead_changes_a_weight(run: Run, tmp_path: P
         assert not changed, way
 
 
-def _hold(state: Path, held: "multiprocessing.synchronize.Event", done: "multiprocessing.synchronize.Event") -> None:
-    with locked(state):
-        held.set()
-        done.wait(60)
-
-
 def test_a_training_that_still_runs_elsewhere_keeps_its_state_to_itself(tmp_path: Path) -> None:
     """A driver that was stopped leaves its task on an external scheduler's worker."""
-    context = multiprocessing.get_context("spawn")
-    held, done = context.Event(), context.Event()
-    other = context.Process(target=_hold, args=(tmp_path / "state", held, done))
-    other.start()
-    try:
-        assert held.wait(60)
-        with pytest.raises(UserError, match="still runs elsewhere") as error, training_alone(tmp_path / "state"):
+    state = tmp_path / "state"
+    program = "import sys\nfrom pathlib import Path\nfrom data.pipeline.runner import locked\n"
+    program += "with locked(Path(sys.argv[1])):\n    print('held', flush=True)\n    sys.stdin.read()\n"
+    command = [sys.executable, "-c", program, str(state)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match="still runs elsewhere") as error, training_alone(state):
             pass
         assert error.value.code == Code.BUSY
-    finally:
-        done.set()
-        other.join()
-    with training_alone(tmp_path / "state"):
+        other.communicate()
+    with training_alone(state):
         pass
 
 

@@ -1,4 +1,4 @@
-"""The room's stages on a small real run: artifacts, refusals, resume, and both systems' samples."""
+"""The room's stages on a small real run: artifacts, refusals, resume, and both systems' images."""
 
 import json
 import shutil
@@ -49,7 +49,7 @@ def test_artifacts_are_complete_and_say_what_they_are(trained_run: Run) -> None:
 def test_prior_validation_has_its_controls(trained_run: Run) -> None:
     log = pq.read_table(trained_run.model("prior").folder / "log.parquet").to_pylist()
     last = {row["name"]: row["value"] for row in log}
-    assert {f"val/cosine_{name}" for name in ("sample", "text", "mean", "shuffled")} <= last.keys()
+    assert {f"val/cosine_{name}" for name in ("drawn", "text", "mean", "shuffled")} <= last.keys()
     reader = EmbeddingReader(trained_run.embeddings, trained_run.view("train"), "val")
     pairs = reader.fetch(range(len(reader)))
     if len(reader) <= 8:
@@ -145,7 +145,7 @@ def test_another_format_is_refused(trained_run: Run, tmp_path: Path, found: int)
 
 
 @pytest.mark.parametrize("name", ["unclip", "glide"])
-def test_a_sample_depends_on_its_caption_and_seed_alone(trained_run: Run, name: str) -> None:
+def test_an_image_depends_on_its_caption_and_seed_alone(trained_run: Run, name: str) -> None:
     system = load_system(trained_run, name, "cpu")
     together = system.generate(CAPTIONS, [1, 2, 3, 4, 5], OPTIONS)
     assert together.shape == (5, 8, 8, 3) and together.dtype == np.uint8
