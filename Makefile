@@ -30,7 +30,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $(READY)
 
 demo: CONFIG = configs/demo.toml
-demo: $(READY) ## the whole system on the synthetic world, about 15 minutes on 2 cores
+demo: $(READY) ## the whole system on the synthetic world, about 15 minutes on 2 idle cores
 	@$(MAKE) --no-print-directory everything CONFIG=$(CONFIG)
 
 .PHONY: everything
@@ -90,10 +90,10 @@ status: $(READY) ## what is complete, what is stale and why, and the next comman
 cost: $(READY) ## wall time, processor time and memory of every command of the run
 	$(PY) -m data cost $(WITH)
 
-test: $(READY) ## fast tests, under 10 minutes on 2 cores
+test: $(READY) ## fast tests, under 8 minutes on 2 cores
 	$(PY) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-test-slow: $(READY) ## random-kill sweeps, browser, external scheduler
+test-slow: $(READY) ## random-kill sweeps (ARGS=--sweeps=20 for more), browser, external scheduler
 	$(PY) -m pytest -m slow $(ARGS)
 
 lint: $(READY) ## ruff, mypy and the order of the rooms (import-linter)

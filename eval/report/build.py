@@ -87,7 +87,7 @@ def make_report(spec: PartSpec, attempt: Path) -> dict[str, int]:
     run = spec.work.run
     rows, facts = read_rows(run.folder / FOLDER / FILE)
     people, funnel = human_results(run), funnel_rows(run)
-    nodes = graph(run)
+    nodes = [node for node in graph(run) if node.name != REPORT]  # which is being made
     report = shown(run) | {
         "facts": facts,
         "metrics": [row.to_json() for row in rows],
@@ -95,7 +95,7 @@ def make_report(spec: PartSpec, attempt: Path) -> dict[str, int]:
         "human_evaluation": people.content,
         "human_evaluation_note": people.note,
         "cost": optional_json(run.logs / SUMMARY, "record of the run's cost"),
-        "lineage": [asdict(node) for node in nodes if node.name != REPORT],
+        "lineage": [asdict(node) for node in nodes],
         "artifacts": artifact_digests(run),
         "provenance": provenance(),
     }
