@@ -90,6 +90,10 @@ def test_a_person_rates_in_a_real_browser(server: str, rated: Run, tmp_path: Pat
     def images() -> list[str]:
         return browser.js(f"{IMAGES}.map(i => i.complete && i.naturalWidth ? i.src : '')") or []
 
+    def idle() -> bool:
+        state = "document.querySelector('[data-testid=stApp]')?.getAttribute('data-test-script-state')"
+        return browser.js(state) == "notRunning"
+
     def answers() -> list[str]:
         return [rating.answer for rating in store.ratings()]
 
@@ -103,14 +107,17 @@ def test_a_person_rates_in_a_real_browser(server: str, rated: Run, tmp_path: Pat
             for src in shown:
                 content = base64.b64decode(re.sub("^data:image/png;base64,", "", src))
                 assert hashlib.sha256(content).hexdigest() in known
+            wait_for(idle, 30)  # a key that comes before its button is there is nobody's
             browser.press(key)
             wait_for(lambda i=i: len(answers()) == i + 1, 30)
             wait_for(lambda shown=shown: len(images()) == 2 and images() != shown, 30)
         assert sorted(answers()) == ["left", "not_sure", "right"]
+        wait_for(idle, 30)
         before = images()
         browser.js(f"(() => {{ const b = {button.format('Left')}; b.click(); b.click(); }})()")
         wait_for(lambda: len(images()) == 2 and images() != before, 30)
         assert len(answers()) == 4, "a double click is one rating"
+        wait_for(idle, 30)
         before = images()
         browser.open(browser.js("location.href"))
         wait_for(lambda: images() == before, 30)
